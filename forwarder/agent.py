@@ -1,0 +1,236 @@
+"""The life of the agent, top to bottom: take the state directory, open what is on disk, listen, ship, and stop in good order.
+
+Stopping is a ladder. TERM or INT: no new peers, what the present ones sent is taken, the backlog is sent for at most
+`agent.shutdown_timeout`; what is left stays on disk. A second INT ends the agent at once, which is as safe as a kill: nothing
+that counts exists in memory alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import gc
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from forwarder import config, enrich, http, metrics, systemd
+from forwarder.listener import Listener
+from forwarder.positions import Positions
+from forwarder.route import Prepare, Route, make_route
+from forwarder.shipper import Shipper
+from forwarder.spool.spools import Spools
+from forwarder.tail import Tails
+
+log = logging.getLogger("forwarder.agent")
+
+TICK = 1.0
+STOPPED_AT_ONCE = 130
+
+
+class StateInUse(Exception):
+    """Another agent works in the state directory."""
+
+
+class Agent:
+    def __init__(self, settings: config.Config, notifier: systemd.Notifier) -> None:
+        self.config = settings
+        self.started = time.time()
+        self.ready = False
+        self.state_writable = True
+        self.shipper: Shipper
+        self.spools: Spools
+        self.listener: Listener
+        self.tails: Tails
+        self.host = socket.gethostname()
+        self._notifier = notifier
+        self._stopping = asyncio.Event()
+        self._routes: dict[tuple[str, bytes], Route] = {}
+        self._state = Path(settings.agent.state_dir)
+
+    async def run(self) -> int:
+        """Until a signal asks to stop; returns the exit code. Raises what prevents a start, each with a message for the user."""
+        with own_state_directory(self._state), contextlib.closing(Positions(self._state / "positions.db")) as positions:
+            self._catch_signals()
+            saved = positions.load()
+            self.shipper = Shipper(self.config, positions, self._state / "dead")
+            self.spools = Spools(
+                self._state / "spool", self.config.spool, routes=self._spool_route, wake=self.shipper.wake, added=self.shipper.add
+            )
+            self.spools.open_all({row.name: row.position for row in saved})
+            self.listener = Listener(
+                self.spools,
+                host=self.host,
+                acknowledge_after_sync=self.config.spool.fsync == "always",
+                clock=time.time,
+            )
+            self.tails = Tails(
+                self.config.tails,
+                routes=self._tail_route,
+                saved=[row for row in saved if row.name.startswith("tail:")],
+                host=self.host,
+                wake=self.shipper.wake,
+                added=self.shipper.add,
+                removed=partial(self.shipper.remove, forget=True),
+                clock=time.time,
+                first_start=positions.fresh,
+            )
+            server = http.Server(metrics.pages(self))
+            await self.listener.start(self.config.sockets, systemd.inherited_sockets(os.environ))
+            await server.start(self.config.http.listen)
+            tasks: list[asyncio.Future[None]] = [
+                self.shipper.failed,
+                asyncio.create_task(self.tails.run()),
+                asyncio.create_task(self._tick()),
+            ]
+            if isinstance(self.config.spool.fsync, float) and self.config.spool.fsync > 0:
+                tasks.append(asyncio.create_task(self._sync(self.config.spool.fsync)))
+            gc.freeze()
+            self.ready = True
+            self._notifier.send(READY=1, STATUS="shipping")
+            log.info("ready: %d sockets, %d tails, Kafka at %s", len(self.config.sockets), len(self.config.tails), self.bootstrap)
+            await self._until_stopped(tasks)
+            await self._shut_down(tasks)
+            await server.stop()
+        return 0
+
+    @property
+    def bootstrap(self) -> str:
+        return self.config.kafka.bootstrap_servers
+
+    def _catch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._stopping.set)
+        loop.add_signal_handler(signal.SIGINT, self._interrupted)
+        loop.add_signal_handler(signal.SIGUSR1, self._dump_status)
+
+    def _interrupted(self) -> None:
+        if self._stopping.is_set():
+            log.warning("stopped at once by a second interrupt; what is not delivered is on disk")
+            logging.shutdown()
+            os._exit(STOPPED_AT_ONCE)
+        self._stopping.set()
+
+    def _dump_status(self) -> None:
+        log.info("status: %s", msgspec.json.encode(metrics.status(self)).decode())
+
+    # Routes
+
+    def _spool_route(self, app: str, description: bytes) -> Route:
+        route = self._routes.get((app, description))
+        if route is None:
+            described = msgspec.json.decode(description) if description else {}
+            route = self._routes[app, description] = self._route(
+                app, described.get("topic"), described.get("key"), described.get("fields", {})
+            )
+        return route
+
+    def _tail_route(self, tail: config.Tail, path: str) -> Route:
+        return self._route(tail.app, tail.topic, tail.key, tail.fields)
+
+    def _route(self, app: str, topic: str | None, key: str | None, fields: dict[str, object]) -> Route:
+        kafka = self.config.kafka
+        prepare: Prepare | None = enrich.pipeline(
+            {**self.config.fields, **fields}, [(rule.pattern, rule.replace) for rule in self.config.redact]
+        )
+        return make_route(topic or kafka.topic, key or kafka.key, app=app, host=self.host, prepare=prepare)
+
+    # Running
+
+    async def _until_stopped(self, tasks: list[asyncio.Future[None]]) -> None:
+        """Until a signal; a task that ends by itself has failed, and that ends the agent."""
+        stopping = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        for task in tasks:
+            if task.done():
+                task.result()
+
+    async def _tick(self) -> None:
+        """Once a second: positions to disk, housekeeping, a sign of life."""
+        while True:
+            await asyncio.sleep(TICK)
+            self.shipper.tick()
+            await self._save()
+            if self.config.spool.fsync == "never":
+                self.spools.forget_unsynced()
+            if self.listener.held_up:
+                self.listener.retry()
+            self._notifier.send(WATCHDOG=1)
+
+    async def _save(self) -> None:
+        try:
+            await self.shipper.save()
+        except OSError as error:
+            if self.state_writable:
+                log.error("%s; shipping goes on, after a restart some records will be sent twice", error)
+            self.state_writable = False
+        else:
+            if not self.state_writable:
+                log.warning("positions can be saved again")
+            self.state_writable = True
+
+    async def _sync(self, seconds: float) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            await self.spools.sync()
+
+    async def _shut_down(self, tasks: list[asyncio.Future[None]]) -> None:
+        self._notifier.send(STOPPING=1, STATUS="draining")
+        log.info("stopping: sending what is left for at most %g seconds", self.config.agent.shutdown_timeout)
+        await self.listener.stop()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        drained = await self.shipper.drain(self.config.agent.shutdown_timeout)
+        await self._save()
+        left = sum(lane.source.position - lane.position + lane.source.lag() for lane in self.shipper.lanes())
+        self.shipper.close()
+        self.spools.close()
+        self.tails.close()
+        if drained:
+            log.info("stopped: everything is in Kafka")
+        else:
+            log.warning("stopped: %d bytes are not in Kafka yet; they are on disk and sent at the next start", left)
+
+
+@contextlib.contextmanager
+def own_state_directory(state: Path) -> Iterator[None]:
+    """Hold the lock of the state directory; the kernel lets go of it when the process ends, however it ends."""
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.truncate(fd, 0)
+        os.pwrite(fd, str(os.getpid()).encode(), 0)
+        yield
+    except BlockingIOError:
+        owner = os.pread(fd, 32, 0).decode(errors="replace").strip()
+        raise StateInUse(
+            f"{state}: another agent (pid {owner or 'unknown'}) works in this state directory; "
+            "stop it, or give this one its own agent.state_dir"
+        ) from None
+    finally:
+        os.close(fd)
+
+
+def run(settings: config.Config, new_loop: Callable[[], asyncio.AbstractEventLoop]) -> int:
+    """Run an agent until it is told to stop; returns the exit code."""
+    loop = new_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        return loop.run_until_complete(_run(settings))
+    finally:
+        loop.close()
+
+
+async def _run(settings: config.Config) -> int:
+    return await Agent(settings, systemd.Notifier(os.environ)).run()

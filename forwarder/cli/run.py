@@ -1,0 +1,36 @@
+"""`forwarder run`: the agent in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from forwarder.cli.common import add_config_option, load_config
+
+
+def add(commands: argparse._SubParsersAction[Any]) -> None:
+    parser = commands.add_parser(
+        "run",
+        help="run the agent in the foreground",
+        description="Runs the agent until TERM or INT; logs to standard error.",
+        epilog="example: forwarder run -c /etc/forwarder/forwarder.toml",
+    )
+    add_config_option(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    settings = load_config(args)
+
+    import uvloop
+
+    from forwarder import agent, logs, positions, unix
+    from forwarder.spool import block
+
+    logs.set_up()
+    try:
+        return agent.run(settings, uvloop.new_event_loop)
+    except (agent.StateInUse, unix.SocketInUse, positions.UnknownVersion, block.UnknownVersion, OSError) as error:
+        print(f"forwarder: cannot run: {error}", file=sys.stderr)
+        return 1

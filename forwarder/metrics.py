@@ -1,0 +1,195 @@
+"""What the agent tells the outside: Prometheus metrics and the status, both read from the rooms' own counters when asked for.
+
+Nothing is counted twice and nothing on the way of a record knows of metrics.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import confluent_kafka
+import msgspec
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from forwarder.http import Page, Pages
+from forwarder.shipper import BUCKETS
+from forwarder.version import __version__
+
+if TYPE_CHECKING:
+    from forwarder.agent import Agent
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def pages(agent: Agent) -> Pages:
+    """The agent's HTTP pages."""
+    registry = CollectorRegistry()
+    registry.register(_AgentCollector(agent))
+    ProcessCollector(registry=registry)
+    return {
+        "/metrics": lambda: Page(200, CONTENT_TYPE, generate_latest(registry)),
+        "/status": lambda: Page(200, "application/json", msgspec.json.encode(status(agent))),
+        # Answering at all shows that the loop turns.
+        "/healthz": lambda: Page(200, "text/plain", b"ok\n"),
+        "/readyz": lambda: _ready(agent),
+    }
+
+
+def _ready(agent: Agent) -> Page:
+    if not agent.ready:
+        return Page(503, "text/plain", b"starting\n")
+    if not agent.state_writable:
+        return Page(503, "text/plain", b"the state directory is not writable\n")
+    return Page(200, "text/plain", b"ok\n")
+
+
+def status(agent: Agent) -> dict[str, Any]:
+    """What `/status` and `forwarder status --json` print."""
+    shipper = agent.shipper
+    return {
+        "agent": {
+            "name": agent.config.agent.name,
+            "version": __version__,
+            "uptime_seconds": round(time.time() - agent.started, 1),
+            "ready": agent.ready,
+            "state_writable": agent.state_writable,
+        },
+        "kafka": {
+            "bootstrap_servers": agent.bootstrap,
+            "connected": shipper.connected,
+            "in_flight_bytes": shipper.in_flight,
+            "window_bytes": shipper.window,
+            "oldest_unacked_seconds": round(shipper.oldest_unacked(), 3),
+            "delivered": dict(shipper.delivered),
+            "dead": dict(shipper.dead),
+            "producers_replaced": shipper.replaced,
+        },
+        "sources": [
+            {
+                "name": lane.source.name,
+                "app": lane.source.app,
+                "position": lane.position,
+                "lag_bytes": lane.source.lag(),
+                "records": lane.records,
+                "records_per_second": round(lane.rate, 1),
+                "waits": lane.waiting is not None,
+                "waits_for_topic": lane.waits_for,
+            }
+            for lane in shipper.lanes()
+        ],
+        "spool": {
+            "bytes": agent.spools.bytes,
+            "max_bytes": agent.config.spool.max_bytes,
+            "apps": {spool.app: spool.bytes for spool in agent.spools},
+            "damaged_bytes": sum(spool.damaged_bytes for spool in agent.spools),
+            "disk_errors": agent.spools.disk_errors,
+        },
+        "dropped": [{"app": app, "reason": reason, "records": count} for (app, reason), count in _dropped(agent).items()],
+        "client_dropped": dict(agent.listener.client_dropped),
+        "rejected": dict(agent.listener.rejected),
+        "cut": dict(agent.listener.cut),
+        "connections": dict(_connections(agent)),
+        "tail": agent.tails.statistics(),
+        "errors": list(shipper.errors),
+    }
+
+
+def _dropped(agent: Agent) -> Counter[tuple[str, str]]:
+    return agent.spools.dropped
+
+
+def _connections(agent: Agent) -> Counter[str]:
+    return Counter(connection.app for connection in agent.listener.connections)
+
+
+class _AgentCollector(Collector):
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        agent, shipper, listener = self._agent, self._agent.shipper, self._agent.listener
+
+        def counter(name: str, text: str, labels: list[str], values: dict[Any, float]) -> Metric:
+            family = CounterMetricFamily(f"forwarder_{name}", text, labels=labels)
+            for key, value in values.items():
+                family.add_metric([str(part) for part in key] if isinstance(key, tuple) else [str(key)], value)
+            return family
+
+        def gauge(name: str, text: str, value: float) -> Metric:
+            return GaugeMetricFamily(f"forwarder_{name}", text, value=value)
+
+        records: Counter[tuple[str, str]] = Counter({("socket", app): count for app, count in listener.received.items()})
+        size: Counter[tuple[str, str]] = Counter({("socket", app): count for app, count in listener.received_bytes.items()})
+        lag: Counter[tuple[str, str]] = Counter()
+        for lane in shipper.lanes():
+            kind = "socket" if lane.source.name.startswith("spool:") else "tail"
+            lag[kind, lane.source.app] += lane.source.lag()
+        for app, count in shipper.tailed.items():
+            records["tail", app] += count
+        for app, count in shipper.tailed_bytes.items():
+            size["tail", app] += count
+
+        yield counter("records_received", "Records taken from apps, stored or read from files.", ["source", "app"], dict(records))
+        yield counter("bytes_received", "Bytes taken from apps, stored or read from files.", ["source", "app"], dict(size))
+        yield counter("records_delivered", "Records that Kafka has acknowledged.", ["topic"], dict(shipper.delivered))
+        yield counter("records_dropped", "Records given up, by reason.", ["app", "reason"], dict(_dropped(agent)))
+        yield counter("records_dead", "Records Kafka refused for good, set aside.", ["reason"], dict(shipper.dead))
+        yield counter("records_cut", "Records above max_record, cut and marked.", ["app"], dict(listener.cut))
+        yield counter(
+            "connections_rejected", "Connections closed for what they sent or who they are.", ["reason"], dict(listener.rejected)
+        )
+        yield counter(
+            "client_dropped", "Records that handlers dropped because their ring was full.", ["app"], dict(listener.client_dropped)
+        )
+        yield counter(
+            "topics_refused",
+            "Greetings that asked for a topic allow_topics does not allow.",
+            ["app"],
+            dict(listener.topics_refused),
+        )
+        yield CounterMetricFamily(
+            "forwarder_producers_replaced", "Producers replaced after a fatal error.", value=shipper.replaced
+        )
+        yield CounterMetricFamily(
+            "forwarder_spool_disk_errors", "Writes or syncs that the disk refused.", value=agent.spools.disk_errors
+        )
+        yield CounterMetricFamily(
+            "forwarder_spool_damaged_bytes",
+            "Bytes of the spool found damaged and set aside.",
+            value=sum(s.damaged_bytes for s in agent.spools),
+        )
+        yield self._gauges("source_lag_bytes", "Bytes that are there and not yet read.", ["source", "app"], lag)
+        yield self._gauges("spool_bytes", "Bytes of the spool on disk.", ["app"], {(s.app,): s.bytes for s in agent.spools})
+        yield self._gauges("connections", "Open connections.", ["app"], {(app,): n for app, n in _connections(agent).items()})
+        yield gauge("in_flight_bytes", "Bytes sent and not yet acknowledged by Kafka.", shipper.in_flight)
+        yield gauge("oldest_unacked_seconds", "Age of the oldest record that is not in Kafka yet.", shipper.oldest_unacked())
+        yield gauge("kafka_connected", "Whether Kafka answers.", shipper.connected)
+        yield self._latency()
+        family = GaugeMetricFamily("forwarder_build_info", "Versions.", labels=["version", "python", "librdkafka"])
+        family.add_metric([__version__, platform.python_version(), confluent_kafka.libversion()[0]], 1)
+        yield family
+
+    @staticmethod
+    def _gauges(name: str, text: str, labels: list[str], values: Any) -> Metric:
+        family = GaugeMetricFamily(f"forwarder_{name}", text, labels=labels)
+        for key, value in values.items():
+            family.add_metric(list(key), value)
+        return family
+
+    def _latency(self) -> Metric:
+        histogram, total, buckets = self._agent.shipper.latency, 0, []
+        for bound, count in zip((*(f"{bound:g}" for bound in BUCKETS), "+Inf"), histogram.counts, strict=True):
+            total += count
+            buckets.append((bound, total))
+        family = HistogramMetricFamily("forwarder_delivery_seconds", "From receipt to Kafka's acknowledgement.")
+        family.add_metric([], buckets, histogram.sum)
+        return family

@@ -1,0 +1,106 @@
+"""Where every source stands: one SQLite file, one row a source, written in one transaction.
+
+A position that is lost costs duplicates, never records: spools are then read from their first segment and files from their
+start. So a file that cannot be read is moved aside, said loudly, and the agent goes on with an empty one.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+log = logging.getLogger("forwarder.positions")
+
+_VERSION = 1
+
+
+class UnknownVersion(Exception):
+    """The file was written by a newer release; the message says so and what to do."""
+
+
+class Saved(msgspec.Struct, frozen=True):
+    """A row: `position` is a byte offset, `detail` whatever the source needs to be found again."""
+
+    name: str
+    position: int
+    detail: str = ""
+
+
+class Positions:
+    """Safe to use from any thread; calls wait for each other."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the file; raises OSError when the directory does not allow it."""
+        self.path = path
+        self._lock = threading.Lock()
+        self.lost = False
+        """Whether an unreadable file was moved aside at start."""
+        self.fresh = not path.exists()
+        """Whether there was no file: the agent's first start with this state directory."""
+        try:
+            self._connection = self._open()
+        except sqlite3.DatabaseError as error:
+            if not path.exists() or "unable to open" in str(error):
+                raise OSError(f"cannot open {path}: {error}") from error
+            aside = path.with_name(f"{path.name}.bad-{int(time.time())}")
+            for suffix in ("", "-wal", "-shm"):
+                part = path.with_name(path.name + suffix)
+                if part.exists():
+                    part.rename(aside.with_name(aside.name + suffix))
+            log.error("%s is damaged (%s), moved to %s: what was delivered before may be sent again", path, error, aside)
+            self.lost = True
+            self._connection = self._open()
+
+    def _open(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        try:
+            # Losing the last transactions in a power cut costs duplicates only, so SQLite need not sync at each.
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version > _VERSION:
+                raise UnknownVersion(
+                    f"{self.path} has format version {version}, this release knows {_VERSION}: start the release that wrote it"
+                )
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS source (name TEXT PRIMARY KEY, position INTEGER NOT NULL, detail TEXT NOT NULL)"
+            )
+            connection.execute(f"PRAGMA user_version={_VERSION}")
+            connection.execute("SELECT count(*) FROM source WHERE typeof(position) = 'integer'").fetchone()
+        except BaseException:
+            connection.close()
+            raise
+        self.path.chmod(0o600)
+        return connection
+
+    def load(self) -> list[Saved]:
+        with self._lock:
+            return [Saved(*row) for row in self._connection.execute("SELECT name, position, detail FROM source")]
+
+    def save(self, rows: Iterable[Saved], gone: Iterable[str] = ()) -> None:
+        """Write `rows` and remove the sources `gone`, all or nothing; raises OSError when the disk refuses."""
+        with self._lock:
+            connection = self._connection
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.executemany("DELETE FROM source WHERE name = ?", [(name,) for name in gone])
+                connection.executemany(
+                    "INSERT INTO source (name, position, detail) VALUES (?, ?, ?) "
+                    "ON CONFLICT (name) DO UPDATE SET position = excluded.position, detail = excluded.detail",
+                    [(row.name, row.position, row.detail) for row in rows],
+                )
+                connection.execute("COMMIT")
+            except sqlite3.Error as error:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise OSError(f"cannot save positions in {self.path}: {error}") from error
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()

@@ -1,0 +1,616 @@
+"""From sources to Kafka: fair turns, a bounded window, positions that follow Kafka's acknowledgements.
+
+- Sources with something to read take turns of about QUANTUM bytes, so one app's storm costs the others one turn.
+- What was handed to librdkafka and is not yet acknowledged is in flight. The window for it starts small and grows only while
+  Kafka takes what it is given, up to `kafka.in_flight`; when Kafka goes away it stays as it was, and sources wait on disk.
+- A chunk is settled when all its records are acknowledged. A source's position is the end of its settled chunks up to the
+  first that is not, so a kill at any moment repeats records and never skips one.
+- An error of a record itself puts it into the dead letters; an error of a topic makes its apps wait; any other error is
+  waited out. A producer that has become fatal is replaced and everything not settled sent again, carefully: record by
+  record, which finds the one that broke it.
+
+Everything here runs in the event loop's thread and never waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import contextlib
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+from confluent_kafka import KafkaError, Message
+
+from forwarder import dead
+from forwarder.config import Config
+from forwarder.kafka import FOR_GOOD, OF_TOPIC, Kafka, Topic, Way
+from forwarder.positions import Positions, Saved
+from forwarder.route import Route
+from forwarder.source import Chunk, Source
+
+log = logging.getLogger("forwarder.shipper")
+
+QUANTUM = 256 * 1024
+TURN_BYTES = 1024 * 1024
+PACE = 0.001
+LONGEST_POLL = 0.25
+SMALLEST_WINDOW = 4 * 1024 * 1024
+RECORD_OVERHEAD = 256
+"""What a record costs in librdkafka and its binding beside its bytes."""
+STICKY_BYTES = 256 * 1024
+FIRST_BACKOFF, LONGEST_BACKOFF = 0.2, 15.0
+TOPIC_REFRESH = 300.0
+DRAIN_PATIENCE = 5.0
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0, 3600.0)
+
+Keyed = tuple[bytes | None, bytes]
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """A record that was not delivered."""
+
+    error: KafkaError
+    topic: str
+    partition: int
+    key: bytes | None
+    value: bytes
+
+
+class Flight:
+    """A chunk on its way: `left` reports are outstanding.
+
+    A `pinned` one went to one partition as a batch and hears of its last record only; any other hears of every record, and
+    `refused` then holds exactly those that failed.
+    """
+
+    __slots__ = ("charge", "count", "end", "landed", "lane", "left", "pinned", "received", "refused", "start", "topics", "way")
+
+    def __init__(self, lane: Lane, chunk: Chunk, charge: int, landed: Callable[[Flight], None]) -> None:
+        self.lane = lane
+        self.start = chunk.start
+        self.end = chunk.end
+        self.count = len(chunk.records)
+        self.charge = charge
+        self.received = chunk.received
+        self.landed = landed
+        self.left = 0
+        self.pinned = False
+        self.way = Way.GAPLESS
+        self.topics: Counter[str] = Counter()
+        self.refused: list[Refused] = []
+
+    def report(self, error: KafkaError | None, message: Message) -> None:
+        """What librdkafka calls for each record that it reports on."""
+        if error is not None:
+            self.refused.append(Refused(error, message.topic() or "", message.partition(), message.key(), message.value() or b""))
+        self.land()
+
+    def land(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.landed(self)
+
+    @property
+    def done(self) -> bool:
+        return self.left == 0 and not self.refused
+
+
+class Lane:
+    """A source and what of it is in flight."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.position = source.position
+        self.flights: deque[Flight] = deque()
+        self.in_flight = 0
+        self.credit = 0
+        self.active = False
+        self.waiting: asyncio.TimerHandle | None = None
+        self.waits_for = ""
+        self.backoff = FIRST_BACKOFF
+        self.failed = False
+        self.careful_until = 0
+        self.saved = source.position
+        self.behind_since = 0.0
+        self.tailed = source.name.startswith("tail:")
+        self.read_to = source.position
+        self.records = 0
+        self.rate = 0.0
+        self._counted = 0
+
+    def measure(self, seconds: float) -> None:
+        """Bring `rate`, records a second, up to date; called every `seconds`."""
+        self.rate = (self.records - self._counted) / seconds
+        self._counted = self.records
+
+
+class Histogram:
+    """Counts by upper bound in seconds, as Prometheus wants them."""
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BUCKETS) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float, times: int) -> None:
+        self.counts[bisect.bisect_left(BUCKETS, value)] += times
+        self.sum += value * times
+
+
+class Shipper:
+    def __init__(
+        self, config: Config, positions: Positions, dead_letters: Path, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.delivered: Counter[str] = Counter()
+        self.dead: Counter[str] = Counter()
+        """Dead letters by the name of Kafka's error."""
+        self.latency = Histogram()
+        self.tailed: Counter[str] = Counter()
+        """Records read from files, by app; what comes from sockets the listener counts."""
+        self.tailed_bytes: Counter[str] = Counter()
+        self.in_flight = 0
+        self.replaced = 0
+        self.errors: deque[str] = deque(maxlen=10)
+        self._config = config
+        self._positions = positions
+        self._dead_letters = dead_letters
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self.failed: asyncio.Future[None] = self._loop.create_future()
+        """Gets the exception that ended shipping, if one does."""
+        self._lanes: dict[str, Lane] = {}
+        self._active: deque[Lane] = deque()
+        self._gone: set[str] = set()
+        self._topics: dict[str, Topic] = {}
+        self._asking: set[str] = set()
+        self._producers: dict[Way, Kafka] = {}
+        self._main = self._connect(Way.GAPLESS)
+        self._scheduled: asyncio.Handle | None = None
+        self._due = 0.0
+        self._last_turn = 0.0
+        self._poll_delay = PACE
+        self._window = min(SMALLEST_WINDOW, config.kafka.in_flight)
+        self._limited = False
+        self._peak = 0
+        self._saving = asyncio.Lock()
+        self.last_delivery = clock()
+
+    # Sources
+
+    def add(self, source: Source) -> None:
+        """Take up `source`, from where it stands."""
+        self._gone.discard(source.name)
+        self._lanes[source.name] = Lane(source)
+        self.wake(source)
+
+    def remove(self, source: Source, *, forget: bool) -> None:
+        """Leave a source that has nothing more; `forget` drops its saved position too."""
+        lane = self._lanes.pop(source.name, None)
+        if lane is not None and lane.waiting is not None:
+            lane.waiting.cancel()
+        if forget:
+            self._gone.add(source.name)
+
+    def wake(self, source: Source) -> None:
+        """The source may have something to read."""
+        lane = self._lanes.get(source.name)
+        if lane is None or lane.active or lane.waiting is not None or lane.failed:
+            return
+        lane.active = True
+        lane.credit = 0
+        if not lane.flights:
+            lane.behind_since = self._clock()
+        self._active.append(lane)
+        self._schedule()
+
+    # Turns
+
+    def _schedule(self, delay: float = 0.0) -> None:
+        """Have a turn `delay` seconds from now, or sooner if one is due sooner; never within PACE of the one before."""
+        now = self._loop.time()
+        due = max(now + delay, self._last_turn + PACE)
+        if self._scheduled is not None:
+            if self._due <= due:
+                return
+            self._scheduled.cancel()
+        self._due = due
+        self._scheduled = self._loop.call_later(due - now, self._turn) if due > now else self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        try:
+            self._take_turn()
+        except Exception as error:
+            # A bug of ours. Going on would ship nothing and say nothing: the agent ends, and starts again from its positions.
+            if not self.failed.done():
+                self.failed.set_exception(error)
+
+    def _take_turn(self) -> None:
+        self._scheduled = None
+        self._last_turn = self._loop.time()
+        served = sum([kafka.poll() for kafka in list(self._producers.values())])
+        if self._main.fatal:
+            self._replace_producers()
+        self._retire_careful()
+        self._ship()
+        if self._main.fatal:
+            self._schedule()
+        elif self._active and not self._limited:
+            self._due = self._last_turn
+            self._scheduled = self._loop.call_soon(self._turn)
+        elif self.in_flight:
+            self._poll_delay = PACE if served else min(self._poll_delay * 1.3, LONGEST_POLL)
+            self._schedule(self._poll_delay)
+
+    def _ship(self) -> None:
+        """Send from the sources in turn until the window, this turn's share or what there is to read is used up."""
+        budget = TURN_BYTES
+        skipped = 0
+        self._limited = False
+        active = self._active
+        while active and budget > 0:
+            free = self._window - self.in_flight
+            if free <= 0 or skipped == len(active):
+                self._limited = True
+                return
+            lane = active.popleft()
+            if lane.failed or lane.waiting is not None:
+                lane.active = False
+                continue
+            # A source may fill half of what is free, then half of the rest: there is always room for another.
+            if lane.in_flight > free:
+                active.append(lane)
+                skipped += 1
+                continue
+            skipped = 0
+            lane.credit = min(lane.credit + QUANTUM, QUANTUM)
+            if lane.credit <= 0:
+                active.append(lane)
+                continue
+            chunk = lane.source.read(QUANTUM)
+            if chunk is None:
+                lane.active = False
+                continue
+            size = chunk.end - chunk.start
+            if chunk.start >= lane.read_to:
+                self._count(lane, chunk)
+            lane.credit -= size
+            budget -= size
+            self._send(lane, chunk)
+            active.append(lane)
+
+    def _count(self, lane: Lane, chunk: Chunk) -> None:
+        """Count what is read for the first time."""
+        lane.read_to = chunk.end
+        lane.records += len(chunk.records)
+        if lane.tailed:
+            self.tailed[lane.source.app] += len(chunk.records)
+            self.tailed_bytes[lane.source.app] += chunk.end - chunk.start
+
+    def _send(self, lane: Lane, chunk: Chunk) -> None:
+        """Send a chunk, or make its lane wait with the source back at the chunk's start."""
+        route = chunk.route
+        records = chunk.records
+        if route.prepare is not None and records:
+            records = route.prepare(records)
+        flight = Flight(lane, chunk, sum(map(len, records)) + RECORD_OVERHEAD * len(records), self._landed)
+        if not records:
+            lane.flights.append(flight)
+            self._advance(lane)
+        elif route.pinned and chunk.start >= lane.careful_until:
+            self._send_pinned(flight, str(route.topic), records)
+        else:
+            self._send_each(flight, route, records)
+
+    def _send_pinned(self, flight: Flight, name: str, records: list[bytes]) -> None:
+        topic = self._known(name)
+        if topic is None:
+            self._wait_for_topic(flight, name)
+            return
+        if topic.sent >= STICKY_BYTES:
+            topic.turn += 1
+            topic.sent = 0
+        topic.sent += flight.charge
+        flight.pinned = True
+        flight.topics[name] = flight.count
+        flight.lane.flights.append(flight)
+        self._take_off(flight, 1)
+        partition = topic.partitions[topic.turn % len(topic.partitions)]
+        error = self._main.send(name, records, partition, flight.report)
+        if error is not None:
+            flight.refused.append(Refused(error, name, partition, None, b""))
+            flight.land()
+
+    def _send_each(self, flight: Flight, route: Route, records: list[bytes]) -> None:
+        groups: dict[str, list[Keyed]] = {}
+        for record in records:
+            name = route.topic if isinstance(route.topic, str) else route.topic(record)
+            key = route.key(record).encode() or None if callable(route.key) else route.key
+            groups.setdefault(name, []).append((key, record))
+        for name in groups:
+            if self._known(name) is None:
+                self._wait_for_topic(flight, name)
+                return
+        for name, pairs in groups.items():
+            flight.topics[name] = len(pairs)
+        flight.way = Way.BATCHED if flight.start < flight.lane.careful_until else Way.GAPLESS
+        flight.lane.flights.append(flight)
+        self._queue(flight, groups)
+
+    def _queue(self, flight: Flight, groups: Mapping[str, list[Keyed]]) -> None:
+        """Send record by record, to the partitions that librdkafka chooses."""
+        kafka = self._producers.get(flight.way) or self._connect(flight.way)
+        # One report more than there are records: it cannot land before all are queued.
+        self._take_off(flight, 1 + sum(map(len, groups.values())))
+        for name, pairs in groups.items():
+            for error, key, value in kafka.send_each(name, pairs, flight.report):
+                flight.refused.append(Refused(error, name, -1, key, value))
+                flight.left -= 1
+        flight.land()
+
+    def _take_off(self, flight: Flight, reports: int) -> None:
+        lane = flight.lane
+        flight.left = reports
+        lane.in_flight += flight.charge
+        self.in_flight += flight.charge
+        self._peak = max(self._peak, self.in_flight)
+        self._poll_delay = PACE
+
+    # Reports
+
+    def _landed(self, flight: Flight) -> None:
+        """Everything of a flight is reported."""
+        lane = flight.lane
+        lane.in_flight -= flight.charge
+        self.in_flight -= flight.charge
+        if flight.refused and not self._handle_refused(flight):
+            return
+        if not flight.refused:
+            now = self._clock()
+            self.last_delivery = now
+            self._main.connected = True
+            self.delivered.update(flight.topics)
+            self.latency.observe(max(now - flight.received, 0.0), flight.count)
+            lane.backoff = FIRST_BACKOFF
+            if self._limited:
+                self._window = min(self._window + flight.charge, self._config.kafka.in_flight)
+            self._advance(lane)
+        if lane.failed and not any(other.left for other in lane.flights):
+            self._try_again(lane)
+
+    def _advance(self, lane: Lane) -> None:
+        flights = lane.flights
+        while flights and flights[0].done:
+            lane.position = flights.popleft().end
+
+    def _handle_refused(self, flight: Flight) -> bool:
+        """Decide what becomes of the records in `refused`; False when that has already been begun."""
+        lane = flight.lane
+        error = flight.refused[0].error
+        if error.fatal() or error.code() in {KafkaError._FATAL, KafkaError._GAPLESS_GUARANTEE}:
+            self._main.fatal = self._main.fatal or error.str()
+            return False
+        for_good = [each for each in flight.refused if each.error.code() in FOR_GOOD]
+        if for_good and flight.way is Way.BATCHED:
+            # It may only have shared a batch with the one to blame: each of them once more, alone.
+            flight.way = Way.SINGLE
+            self._queue_again(flight)
+            return False
+        if for_good and flight.way is Way.SINGLE:
+            self._bury(flight, for_good)
+        elif for_good:
+            lane.careful_until = max(lane.careful_until, lane.flights[-1].end)
+        for refused in flight.refused:
+            self._note(f"{refused.topic}: {refused.error.str()}", lane.source.app)
+            if refused.error.code() in OF_TOPIC:
+                self._topics.pop(refused.topic, None)
+            lane.failed = True
+        return True
+
+    def _bury(self, flight: Flight, final: list[Refused]) -> None:
+        """Put what is refused for good into the dead letters; if that fails it stays in `refused` and is tried again."""
+        app = flight.lane.source.app
+        letters = [dead.DeadLetter(each.topic, each.partition, each.error.str(), each.key, each.value) for each in final]
+        try:
+            dead.write(self._dead_letters, app, letters, self._clock())
+        except OSError as error:
+            log.error("dead letters of app %s cannot be written: %s", app, error)
+            return
+        for each in final:
+            self.dead[each.error.name()] += 1
+            flight.topics[each.topic] -= 1
+            what = f"{each.topic}: a record of {len(each.value)} bytes is refused for good ({each.error.str()}), set aside"
+            log.warning("app %s: %s", app, what)
+            self._note(what, app)
+        flight.refused = [each for each in flight.refused if each.error.code() not in FOR_GOOD]
+
+    def _try_again(self, lane: Lane) -> None:
+        """All flights of a failed lane have landed: after a while the first batch that failed and all behind it again."""
+        for index, flight in enumerate(lane.flights):
+            if flight.refused and flight.pinned:
+                lane.source.seek(flight.start)
+                while len(lane.flights) > index:
+                    lane.flights.pop()
+                break
+        lane.failed = False
+        self._wait(lane, "")
+
+    def _queue_again(self, flight: Flight) -> None:
+        groups: dict[str, list[Keyed]] = {}
+        for refused in flight.refused:
+            groups.setdefault(refused.topic, []).append((refused.key, refused.value))
+        flight.refused = []
+        self._queue(flight, groups)
+
+    def _replace_producers(self) -> None:
+        """The producer can send nothing more: a new one, and everything that is not settled again."""
+        log.error("the producer failed (%s) and is replaced; what was in flight is sent again", self._main.fatal)
+        self._note(f"the producer failed ({self._main.fatal}) and was replaced", "")
+        self.replaced += 1
+        for kafka in self._producers.values():
+            kafka.close()
+        self._producers.clear()
+        self._asking.clear()
+        self._main = self._connect(Way.GAPLESS)
+        self.in_flight = 0
+        for lane in self._lanes.values():
+            lane.failed = False
+            lane.in_flight = 0
+            if lane.flights:
+                lane.careful_until = max(lane.careful_until, lane.flights[-1].end)
+                lane.flights.clear()
+                lane.source.seek(lane.position)
+            self.wake(lane.source)
+
+    def _retire_careful(self) -> None:
+        """Close the careful producers once every lane is past what made them necessary."""
+        if len(self._producers) > 1 and all(lane.position >= lane.careful_until for lane in self._lanes.values()):
+            for way in (Way.BATCHED, Way.SINGLE):
+                if way in self._producers:
+                    self._producers.pop(way).close()
+
+    # Topics and waiting
+
+    def _connect(self, way: Way) -> Kafka:
+        def changed(name: str, topic: Topic) -> None:
+            # Raises RuntimeError once the loop is closed: the agent has stopped and nobody asks any more.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._topic_changed, name, topic)
+
+        kafka = self._producers[way] = Kafka(self._config, way=way, topic_changed=changed)
+        return kafka
+
+    def _known(self, name: str) -> Topic | None:
+        """The topic if it can be sent to; it is being looked up if it is not known, or not known to be well."""
+        topic = self._topics.get(name)
+        well = topic is not None and not topic.problem
+        if (topic is None or not well or self._loop.time() - topic.asked > TOPIC_REFRESH) and name not in self._asking:
+            self._asking.add(name)
+            self._main.ask(name)
+        return topic if well else None
+
+    def _topic_changed(self, name: str, topic: Topic) -> None:
+        self._asking.discard(name)
+        topic.asked = self._loop.time()
+        known = self._topics.get(name)
+        if topic.problem:
+            if known is not None and not known.problem and not topic.permanent:
+                known.asked = topic.asked - TOPIC_REFRESH + LONGEST_BACKOFF
+                return  # Kafka is away: what is known of the topic still stands
+            topic.failures = known.failures + 1 if known is not None else 1
+            # Once is what a topic that the broker makes when asked for it answers.
+            if topic.failures == 2:
+                log.warning("topic %s: %s; its apps wait on disk", name, topic.problem)
+                self._note(f"{name}: {topic.problem}", "")
+        elif known is not None:
+            topic.turn, topic.sent = known.turn, known.sent
+            if known.failures > 1:
+                log.warning("topic %s can be reached now", name)
+        self._topics[name] = topic
+        if not topic.problem:
+            for lane in list(self._lanes.values()):
+                if lane.waits_for == name and lane.waiting is not None:
+                    lane.waiting.cancel()
+                    self._waited(lane)
+
+    def _wait_for_topic(self, flight: Flight, name: str) -> None:
+        flight.lane.source.seek(flight.start)
+        self._wait(flight.lane, name)
+
+    def _wait(self, lane: Lane, topic: str) -> None:
+        """Leave the lane alone for a while, each time longer, or until the topic it waits for can be reached."""
+        lane.waits_for = topic
+        lane.waiting = self._loop.call_later(lane.backoff, self._waited, lane)
+        lane.backoff = min(lane.backoff * 2, LONGEST_BACKOFF)
+
+    def _waited(self, lane: Lane) -> None:
+        lane.waiting = None
+        lane.waits_for = ""
+        for flight in list(lane.flights):
+            if flight.refused and flight.left == 0:
+                self._queue_again(flight)
+        self.wake(lane.source)
+
+    def _note(self, what: str, app: str) -> None:
+        text = f"app {app}: {what}" if app else what
+        if not self.errors or self.errors[-1] != text:
+            self.errors.append(text)
+
+    # Positions
+
+    async def save(self) -> None:
+        """Write the positions that moved, then let the sources forget what is before them; raises OSError."""
+        async with self._saving:
+            moved = [lane for lane in self._lanes.values() if lane.position != lane.saved]
+            gone, self._gone = self._gone, set()
+            if not moved and not gone:
+                return
+            places = [(lane, lane.position) for lane in moved]
+            rows = [Saved(lane.source.name, position, lane.source.detail()) for lane, position in places]
+            try:
+                await self._loop.run_in_executor(None, self._positions.save, rows, gone)
+            except OSError:
+                self._gone |= gone
+                raise
+            for lane, position in places:
+                lane.saved = position
+                lane.source.commit(position)
+
+    def tick(self) -> None:
+        """Once a second: serve what librdkafka has to say when nothing is in flight; let an unused window shrink."""
+        for lane in self._lanes.values():
+            lane.measure(1.0)
+        if not self.in_flight:
+            self._main.poll()
+            if self._main.fatal:
+                self._replace_producers()
+        if self._peak < self._window // 4:
+            self._window = max(self._window // 2, min(SMALLEST_WINDOW, self._config.kafka.in_flight))
+        self._peak = self.in_flight
+
+    @property
+    def connected(self) -> bool:
+        return self._main.connected
+
+    @property
+    def window(self) -> int:
+        return self._window
+
+    def lanes(self) -> list[Lane]:
+        return list(self._lanes.values())
+
+    def oldest_unacked(self) -> float:
+        """Seconds since the oldest record that is not in Kafka yet reached the agent; 0 when there is none."""
+        now = self._clock()
+        oldest = now
+        for lane in self._lanes.values():
+            if lane.flights:
+                oldest = min(oldest, lane.flights[0].received)
+            elif lane.source.lag() > 0 and lane.behind_since:
+                oldest = min(oldest, lane.behind_since)
+        return max(now - oldest, 0.0)
+
+    async def drain(self, timeout: float) -> bool:
+        """Send what there is until all is settled; False when `timeout` seconds, or 5 without a delivery, did not do."""
+        deadline = self._loop.time() + timeout
+        quiet_since, delivered = self._loop.time(), self.delivered.total()
+        while self.in_flight or any(lane.active or lane.waiting for lane in self._lanes.values()):
+            now = self._loop.time()
+            if self.delivered.total() != delivered:
+                quiet_since, delivered = now, self.delivered.total()
+            if now > deadline or now - quiet_since > DRAIN_PATIENCE:
+                return False
+            await asyncio.sleep(0.005)
+        return True
+
+    def close(self) -> None:
+        if self._scheduled is not None:
+            self._scheduled.cancel()
+        for lane in self._lanes.values():
+            if lane.waiting is not None:
+                lane.waiting.cancel()
+        for kafka in self._producers.values():
+            kafka.close()

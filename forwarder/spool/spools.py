@@ -1,0 +1,158 @@
+"""All spools of the agent: opened by name, held within their quotas, synced to the platter in the background.
+
+The quotas are in bytes on disk. What happens at a full spool is the configuration's choice: `block` refuses with SpoolFull,
+and whoever holds the records waits for room; `drop-newest` and `drop-oldest` give records up and count them. One app over
+its own share never costs another app anything; when all together are over theirs, the largest spool gives way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from forwarder import config
+from forwarder.source import Wake
+from forwarder.spool import SEGMENT_BYTES, Routes, Shared, Spool, app_directories, directory_name
+from forwarder.spool.block import NO_SESSION
+
+log = logging.getLogger("forwarder.spool")
+
+SMALLEST_SEGMENT = 64 * 1024
+
+
+class SpoolFull(Exception):
+    """No room in the spool now: quota reached with `when_full = "block"`, or the disk is full. Try again later."""
+
+
+class Spools:
+    def __init__(
+        self, directory: Path, settings: config.Spool, *, routes: Routes, wake: Wake, added: Callable[[Spool], None]
+    ) -> None:
+        self.dropped: Counter[tuple[str, str]] = Counter()
+        """Records given up, by app and reason."""
+        self.disk_errors = 0
+        self._directory = directory
+        self._settings = settings
+        self._routes = routes
+        self._wake = wake
+        self._added = added
+        self._shared = Shared()
+        self._spools: dict[str, Spool] = {}
+        self._full_reported: set[str] = set()
+        self._syncing = asyncio.Lock()
+
+    def open_all(self, positions: Mapping[str, int]) -> None:
+        """Open what is on disk; `positions` are those saved, by source name. A spool that is gone starts where it ended."""
+        for app, _ in app_directories(self._directory):
+            self._open(app, positions.get(f"spool:{app}", 0))
+        for name, position in positions.items():
+            if name.startswith("spool:") and name[6:] not in self._spools:
+                self._open(name[6:], position)
+
+    def of(self, app: str) -> Spool:
+        return self._spools.get(app) or self._open(app, 0)
+
+    def __iter__(self) -> Iterator[Spool]:
+        return iter(self._spools.values())
+
+    def _open(self, app: str, position: int) -> Spool:
+        segment = min(max(self._settings.max_bytes_per_app // 8, SMALLEST_SEGMENT), SEGMENT_BYTES)
+        spool = self._spools[app] = Spool(
+            self._directory / directory_name(app),
+            app,
+            position,
+            routes=self._routes,
+            wake=self._wake,
+            shared=self._shared,
+            segment_bytes=segment,
+        )
+        self._added(spool)
+        return spool
+
+    @property
+    def bytes(self) -> int:
+        return self._shared.disk_bytes
+
+    def append(
+        self,
+        spool: Spool,
+        records: bytes,
+        count: int,
+        received: float,
+        *,
+        route: bytes = b"",
+        session: bytes = NO_SESSION,
+        first: int = 0,
+    ) -> None:
+        """Append to `spool` within the quotas; raises SpoolFull when the records must wait."""
+        if (
+            spool.bytes + len(records) > self._settings.max_bytes_per_app
+            or self._shared.disk_bytes + len(records) > self._settings.max_bytes
+        ) and not self._make_room(spool, len(records), count):
+            if session != NO_SESSION:
+                spool.sessions[session] = first + count
+            return
+        try:
+            spool.append(records, count, received, route=route, session=session, first=first)
+        except OSError as error:
+            self.disk_errors += 1
+            self._report(spool.app, f"the disk does not take records ({error}); apps wait, shipping goes on")
+            raise SpoolFull(str(error)) from error
+        if self._full_reported:
+            self._full_reported.discard(spool.app)
+
+    def _make_room(self, spool: Spool, size: int, count: int) -> bool:
+        """Whether the records may be appended; False when they are dropped instead."""
+        policy = self._settings.when_full
+        if policy == "drop-newest":
+            self._report(spool.app, "the spool is full: new records are dropped")
+            self.dropped[spool.app, "spool_full"] += count
+            return False
+        if policy == "drop-oldest":
+            self._report(spool.app, "the spool is full: the oldest records are dropped")
+            while spool.bytes and spool.bytes + size > self._settings.max_bytes_per_app:
+                self.dropped[spool.app, "spool_full"] += spool.drop_oldest()
+            while self._shared.disk_bytes and self._shared.disk_bytes + size > self._settings.max_bytes:
+                largest = max(self._spools.values(), key=lambda each: each.bytes)
+                self.dropped[largest.app, "spool_full"] += largest.drop_oldest()
+            return True
+        self._report(spool.app, "the spool is full: apps wait until Kafka has taken some of it")
+        raise SpoolFull("quota reached")
+
+    def _report(self, app: str, what: str) -> None:
+        """Once for each app until it has room again."""
+        if app not in self._full_reported:
+            self._full_reported.add(app)
+            log.warning("app %s: %s", app, what)
+
+    async def sync(self) -> None:
+        """Everything appended before this call is on the platter when it returns."""
+        async with self._syncing:
+            dirty = [(spool, list(spool.unsynced)) for spool in self._spools.values() if spool.unsynced]
+            if not dirty:
+                return
+            try:
+                await asyncio.get_running_loop().run_in_executor(None, _sync_all, dirty)
+            except OSError as error:
+                self.disk_errors += 1
+                log.error("fsync of the spool failed: %s; records since the last good one may not survive a power cut", error)
+            for spool, fds in dirty:
+                spool.synced(fds)
+
+    def forget_unsynced(self) -> None:
+        """For `fsync = "never"`: let go of descriptors without syncing."""
+        for spool in self._spools.values():
+            if spool.unsynced:
+                spool.synced(list(spool.unsynced))
+
+    def close(self) -> None:
+        for spool in self._spools.values():
+            spool.close()
+
+
+def _sync_all(dirty: list[tuple[Spool, list[int]]]) -> None:
+    for spool, fds in dirty:
+        spool.sync(fds)
