@@ -50,32 +50,13 @@ def about(description: str, *, kind: str = "", unset: str = "", least: float | N
     return Meta(description=description, extra=extra or None)
 
 
-Duration = Annotated[
-    float,
-    Meta(
-        extra={"kind": "duration"},
-        extra_json_schema={"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$|\$\{", "examples": ["500ms", "20s", "5m"]},
-    ),
-]
+Duration = Annotated[float, Meta(extra={"kind": "duration"}, extra_json_schema={"x-kind": "duration"})]
 """Seconds; written as "20s"."""
 
-Size = Annotated[
-    int,
-    Meta(
-        extra={"kind": "size"},
-        extra_json_schema={
-            "type": ["string", "integer"],
-            "pattern": r"^[0-9]+(\.[0-9]+)?([KMGT]i?)?B$|^[0-9]+$|\$\{",
-            "minimum": 0,
-            "examples": ["64KiB", "2GiB", 1048576],
-        },
-    ),
-]
+Size = Annotated[int, Meta(extra={"kind": "size"}, extra_json_schema={"x-kind": "size"})]
 """Bytes; written as "64KiB" or as an integer."""
 
-Mode = Annotated[
-    int, Meta(extra={"kind": "mode"}, extra_json_schema={"type": "string", "pattern": r"^(0o?)?[0-7]{3}$|\$\{", "examples": ["0660"]})
-]
+Mode = Annotated[int, Meta(extra={"kind": "mode"}, extra_json_schema={"x-kind": "mode"})]
 """Permission bits; written as "0660"."""
 
 Json = dict[str, Any]

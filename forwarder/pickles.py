@@ -391,7 +391,7 @@ def _refusal(data: bytes, position: int) -> PickleError:
     if name is None:
         return MalformedPickle(f"0x{code:02x} at offset {position} is no opcode")
     if name in ("GLOBAL", "INST"):
-        name = f"{name} {ascii(data[position + 1 : position + 81].split(bytes([10]), 2)[:2])[1:-1]}"
+        name += " " + ascii(b".".join(data[position + 1 : position + 81].split(b"\n", 2)[:2]))[2:-1]
     return UnsafePickle(f"{name} at offset {position} is not what a log record needs")
 
 
