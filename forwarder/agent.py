@@ -17,8 +17,8 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -79,12 +79,15 @@ class Agent:
                 host=self.host,
                 wake=self.shipper.wake,
                 added=self.shipper.add,
-                removed=partial(self.shipper.remove, forget=True),
+                removed=self.shipper.remove,
+                forget=self.shipper.forget,
                 clock=time.time,
                 first_start=positions.fresh,
             )
             server = http.Server(metrics.pages(self))
             await self.listener.start(self.config.sockets, systemd.inherited_sockets(os.environ))
+            self.tails.start()
+            await self._save()
             await server.start(self.config.http.listen)
             tasks: list[asyncio.Future[None]] = [
                 self.shipper.failed,
@@ -148,7 +151,8 @@ class Agent:
     async def _until_stopped(self, tasks: list[asyncio.Future[None]]) -> None:
         """Until a signal; a task that ends by itself has failed, and that ends the agent."""
         stopping = asyncio.create_task(self._stopping.wait())
-        await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        waited: list[asyncio.Future[Any]] = [stopping, *tasks]
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         for task in tasks:
             if task.done():
@@ -190,6 +194,7 @@ class Agent:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self.tails.flush()
         drained = await self.shipper.drain(self.config.agent.shutdown_timeout)
         await self._save()
         left = sum(lane.source.position - lane.position + lane.source.lag() for lane in self.shipper.lanes())

@@ -16,7 +16,7 @@ from msgspec import Meta, Struct, field
 
 DEFAULT_FILE = "/etc/forwarder/forwarder.toml"
 DEFAULT_SOCKET = "/run/forwarder/forwarder.sock"
-KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+KIB, MIB, GIB, PIB = 1 << 10, 1 << 20, 1 << 30, 1 << 50
 COMPRESSED_FILES = ("*.gz", "*.bz2", "*.xz", "*.zst", "*.zip", "*.lz4", "*.Z")
 
 
@@ -26,15 +26,6 @@ class ConfigError(Exception):
     def __init__(self, errors: list[str]) -> None:
         super().__init__("\n".join(errors))
         self.errors = errors
-
-
-class Secret(str):
-    """A text that is not to be shown: its `repr` is a mask, and `forwarder check` prints the mask too."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return repr(MASK)
 
 
 MASK = "********"
@@ -50,13 +41,13 @@ def about(description: str, *, kind: str = "", unset: str = "", least: float | N
     return Meta(description=description, extra=extra or None)
 
 
-Duration = Annotated[float, Meta(extra={"kind": "duration"}, extra_json_schema={"x-kind": "duration"})]
+Duration = Annotated[float, Meta(extra={"kind": "duration"})]
 """Seconds; written as "20s"."""
 
-Size = Annotated[int, Meta(extra={"kind": "size"}, extra_json_schema={"x-kind": "size"})]
+Size = Annotated[int, Meta(extra={"kind": "size"})]
 """Bytes; written as "64KiB" or as an integer."""
 
-Mode = Annotated[int, Meta(extra={"kind": "mode"}, extra_json_schema={"x-kind": "mode"})]
+Mode = Annotated[int, Meta(extra={"kind": "mode"})]
 """Permission bits; written as "0660"."""
 
 Json = dict[str, Any]
@@ -73,7 +64,9 @@ class Agent(_Table, frozen=True, kw_only=True):
     name: Annotated[str, about("Identity in metrics, and in the transactional id.", kind="name", unset="the host name")] = field(
         default_factory=socket.gethostname
     )
-    state_dir: Annotated[str, about("Directory of positions, spool and dead letters.", kind="absolute path")] = "/var/lib/forwarder"
+    state_dir: Annotated[str, about("Directory of positions, spool and dead letters.", kind="absolute path")] = (
+        "/var/lib/forwarder"
+    )
     shutdown_timeout: Annotated[
         Duration, about("How long TERM may drain towards Kafka; what is left stays on disk.", least=0, most=86400)
     ] = 20.0
@@ -106,14 +99,14 @@ class Socket(_Table, frozen=True, kw_only=True):
 
     path: Annotated[str, about("Where the socket is.", kind="socket path")] = DEFAULT_SOCKET
     mode: Annotated[Mode, about("Permissions of the socket: who may write.")] = 0o660
-    group: Annotated[str | None, about("Group of the socket.", kind="name", unset="the agent's own group")] = None
+    group: Annotated[str | None, about("Group of the socket.", kind="group", unset="the agent's own group")] = None
     app: Annotated[str, about("Name of records from connections that do not name themselves.", kind="name")] = "default"
     topic: Annotated[
         str | None, about("Topic of records from this socket; a template.", kind="topic template", unset="as kafka.topic")
     ] = None
-    key: Annotated[
-        str | None, about("Key of records from this socket; a template.", kind="template", unset="as kafka.key")
-    ] = None
+    key: Annotated[str | None, about("Key of records from this socket; a template.", kind="template", unset="as kafka.key")] = (
+        None
+    )
     fields: Annotated[Json, about("Put into every JSON record from this socket, beside those of [fields].", kind="fields")] = {}
     allow_topics: Annotated[
         tuple[str, ...],
@@ -138,16 +131,14 @@ class Tail(_Table, frozen=True, kw_only=True):
         tuple[Annotated[str, about("A glob.", kind="absolute path")], ...],
         about("Globs of the files, ** included; absolute.", kind="not empty"),
     ]
-    exclude: Annotated[
-        tuple[str, ...], about("Globs of files to leave out.")
-    ] = COMPRESSED_FILES
+    exclude: Annotated[tuple[str, ...], about("Globs of files to leave out.")] = COMPRESSED_FILES
     app: Annotated[str, about("Name of the app whose files these are.", kind="name")] = "default"
     topic: Annotated[
         str | None, about("Topic of records from these files; a template.", kind="topic template", unset="as kafka.topic")
     ] = None
-    key: Annotated[
-        str | None, about("Key of records from these files; a template.", kind="template", unset="as kafka.key")
-    ] = None
+    key: Annotated[str | None, about("Key of records from these files; a template.", kind="template", unset="as kafka.key")] = (
+        None
+    )
     fields: Annotated[Json, about("Put into every JSON record from these files, beside those of [fields].", kind="fields")] = {}
     start: Annotated[
         Literal["beginning", "end"], about("Where to begin in files seen for the first time when the agent first starts.")
@@ -157,10 +148,12 @@ class Tail(_Table, frozen=True, kw_only=True):
         about("auto: a JSON line gets fields spliced in, any other line becomes a JSON record; raw: bytes as they are."),
     ] = "auto"
     encoding: Annotated[
-        str, about("Encoding of the files, any text codec of Python; undecodable bytes become U+FFFD and are counted.", kind="codec")
+        str,
+        about("Encoding of the files, any text codec of Python; undecodable bytes become U+FFFD and are counted.", kind="codec"),
     ] = "utf-8"
     ignore_older: Annotated[
-        Duration | None, about("Files not changed for this long are left alone.", least=0, unset="files of any age")
+        Duration | None,
+        about("Files not changed for this long are left alone.", least=0, most=3650 * 86400, unset="files of any age"),
     ] = None
     max_record: Annotated[Size, about("Longer lines are cut, marked and counted.", least=KIB, most=16 * MIB)] = MIB
 
@@ -168,10 +161,10 @@ class Tail(_Table, frozen=True, kw_only=True):
 class Spool(_Table, frozen=True, kw_only=True):
     """What came in over sockets and is not in Kafka yet, on disk."""
 
-    max_bytes: Annotated[Size, about("Bytes on disk, all apps together.", least=MIB)] = 2 * GIB
-    max_bytes_per_app: Annotated[Size, about("Bytes on disk of one app, so that it cannot take the others' room.", least=MIB)] = (
-        512 * MIB
-    )
+    max_bytes: Annotated[Size, about("Bytes on disk, all apps together.", least=MIB, most=PIB)] = 2 * GIB
+    max_bytes_per_app: Annotated[
+        Size, about("Bytes on disk of one app, so that it cannot take the others' room.", least=MIB, most=PIB)
+    ] = 512 * MIB
     fsync: Annotated[
         Duration | Literal["always", "never"],
         about("How often the spool is synced; always: an acknowledgement means on the platter.", least=0.001, most=3600),
@@ -215,4 +208,4 @@ def load(path: str | None, environ: Mapping[str, str]) -> Config:
     """
     from forwarder import configload
 
-    return configload.load(path, environ)
+    return configload.load(path, environ).config

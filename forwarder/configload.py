@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from forwarder.config import DEFAULT_FILE, MASK, Config, ConfigError
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
 ENVIRONMENT = "FORWARDER__"
 ARRAYS_OF_TABLES = ("socket", "tail", "redact")
@@ -30,6 +30,8 @@ ARRAYS_OF_TABLES = ("socket", "tail", "redact")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _AT = re.compile(r"(?P<what>.*) \(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)", re.DOTALL)
 _INSIDE = re.compile(r"file:(?P<file>.+)|(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<otherwise>:-.*)?", re.DOTALL)
+# What comes through these is masked wherever it would be shown.
+_SECRET_REFERENCE = re.compile(r"file:|[^:]*(?:PASS|PWD|SECRET|TOKEN|CRED|KEY|AUTH)", re.IGNORECASE)
 _REFERENCE = re.compile(r"\$\$|\$\{(?P<inside>[^}]*)\}|(?P<open>\$\{)")
 _REFERENCE_IN_ENVIRONMENT = re.compile(r"\$\{(?P<inside>[^}]*)\}|(?P<open>\$\{)")
 
@@ -37,8 +39,8 @@ _REFERENCE_IN_ENVIRONMENT = re.compile(r"\$\{(?P<inside>[^}]*)\}|(?P<open>\$\{)"
 class Node(msgspec.Struct):
     """A value and the file, or environment variable, that it came from.
 
-    A table holds a dict of nodes, an array a list of them. `secret`: the value, or a part of it, came from elsewhere through
-    `${…}`. `broken`: it could not be had, which has been reported.
+    A table holds a dict of nodes, an array a list of them. `secret`: it is not to be shown, in messages or anywhere.
+    `broken`: it could not be had, which has been reported.
     """
 
     value: Any
@@ -62,8 +64,21 @@ class Errors:
         self.lines.append("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
 
 
-def load(path: str | None, environ: Mapping[str, str]) -> Config:
-    """See forwarder.config.load."""
+class Loaded(msgspec.Struct, frozen=True):
+    """A configuration that is right, and what is known of where it came from."""
+
+    config: Config
+    files: tuple[str, ...]
+    """Those read, in their order."""
+    secrets: frozenset[str]
+    """Full keys, such as `socket[1].fields.token`, of values that are not to be shown."""
+
+
+def load(path: str | None, environ: Mapping[str, str]) -> Loaded:
+    """The configuration of the file `path` (None: the default file, which may be missing), its conf.d and `environ`.
+
+    Raises ConfigError with everything that is wrong.
+    """
     from forwarder import configcheck
 
     errors = Errors()
@@ -79,7 +94,18 @@ def load(path: str | None, environ: Mapping[str, str]) -> Config:
     config = configcheck.check(root, errors)
     if config is None or errors.lines:
         raise ConfigError(errors.lines)
-    return config
+    return Loaded(config, tuple(map(str, files)), frozenset(_secrets(root, "")))
+
+
+def _secrets(node: Node, key: str) -> Iterator[str]:
+    if node.secret:
+        yield key
+    elif isinstance(node.value, dict):
+        for name, inner in node.value.items():
+            yield from _secrets(inner, join(key, name))
+    elif isinstance(node.value, list):
+        for index, inner in enumerate(node.value):
+            yield from _secrets(inner, f"{key}[{index}]")
 
 
 # Files
@@ -89,7 +115,8 @@ def _read_files(path: str | None, errors: Errors) -> tuple[Node, list[Path]]:
     main = Path(DEFAULT_FILE if path is None else path)
     root = Node({}, str(main))
     if not main.is_dir():
-        files = sorted((main.parent / "conf.d").glob("*.toml"), key=lambda file: file.name)
+        # Not the hidden ones: editors keep their locks and copies there.
+        files = sorted(file for file in (main.parent / "conf.d").glob("*.toml") if not file.name.startswith("."))
         if path is not None or main.exists():
             files.insert(0, main)
     else:
@@ -122,12 +149,14 @@ def _read_file(file: Path, errors: Errors) -> dict[str, Any] | None:
         errors.add(origin, f"line {line}, column {column}", f"byte 0x{data[error.start]:02x}; allowed: UTF-8 text")
         return None
     try:
-        return tomllib.loads(text)
+        table: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         place, what = _syntax_error(str(error), text)
         errors.add(origin, place, what)
     except RecursionError:
         errors.add(origin, "nested too deeply to be read")
+    else:
+        return table
     return None
 
 
@@ -174,14 +203,16 @@ def _overlay(root: Node, variables: Mapping[str, str], errors: Errors) -> None:
     """Put what the variables say into the tree; the shorter names first, so that a key wins over a whole table."""
     for variable in sorted(variables, key=lambda name: (name.count("__"), name)):
         parts = variable.removeprefix(ENVIRONMENT).lower().split("__")
-        if not all(parts):
+        if not _is_text(variables[variable]):
+            errors.add(variable, "not UTF-8; allowed: UTF-8 text")
+        elif not all(parts):
             errors.add(variable, f"not the name of a key; allowed: {ENVIRONMENT}SECTION__KEY")
         elif parts[0] in ARRAYS_OF_TABLES and len(parts) > 1:
             whole = f"{ENVIRONMENT}{parts[0].upper()}='[{{…}}]'"
             errors.add(variable, parts[0], f"part of an array of tables; allowed: all of it in one value, {whole}")
         else:
             if parts[:2] == ["kafka", "properties"] and len(parts) > 2:
-                # Shells have no dots in names; no property of librdkafka that can be written has an underscore, but for log_level.
+                # Shells have no dots in names; of the properties that can be written only log_level has an underscore.
                 name = "__".join(parts[2:])
                 parts = [*parts[:2], name if name == "log_level" else name.replace("_", ".")]
             _set(root, parts, _from_variable(parts, variable, variables[variable]))
@@ -236,7 +267,7 @@ def _expand(node: Node, key: str, environ: Mapping[str, str], errors: Errors) ->
                 return "$"
             if match["open"]:
                 raise _Unusable('"${" without "}"; allowed: ${NAME}, ${NAME:-default}, ${file:PATH}, and $$ for a plain $')
-            node.secret = True
+            node.secret = node.secret or _SECRET_REFERENCE.match(match["inside"]) is not None
             return _referred(match["inside"], node.origin, environ)
 
         # In a variable's value `$$` stays: passwords arrive that way, from places that know nothing of this notation.
@@ -263,11 +294,18 @@ def _referred(inside: str, origin: str, environ: Mapping[str, str]) -> str:
             raise _Unusable(f"${{{inside}}}: not UTF-8; allowed: a file of UTF-8 text") from None
     value = environ.get(found["name"])
     if found["otherwise"] is not None:
-        return value or found["otherwise"].removeprefix(":-")
+        value = value or found["otherwise"].removeprefix(":-")
     if value is None:
         name = found["name"]
         raise _Unusable(f"${{{name}}}: not in the environment; allowed: a variable that is, or ${{{name}:-default}}")
+    if not _is_text(value):
+        raise _Unusable(f"${{{inside}}}: not UTF-8; allowed: UTF-8 text")
     return value
+
+
+def _is_text(value: str) -> bool:
+    """Whether the bytes in the environment were UTF-8; others arrive as lone surrogates."""
+    return not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 # Words for messages
@@ -303,7 +341,7 @@ def type_name(value: Any) -> str:
 
 
 def shown(node: Node) -> str:
-    """A value, short, for an error message; what came through a reference is not shown."""
+    """A value, short, for an error message; a secret one is masked."""
     if isinstance(node.value, (dict, list)):
         return f"{'an' if isinstance(node.value, list) else 'a'} {type_name(node.value)}"
     if node.secret:

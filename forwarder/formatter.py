@@ -63,6 +63,18 @@ def text_of(value: Any) -> str:
         return f"<unprintable {type(value).__name__}>"
 
 
+def repr_of(value: Any) -> str:
+    """`repr(value)`, or that of the parts of a tuple or dict one by one, with a placeholder for what fails."""
+    try:
+        return repr(value)
+    except Exception:
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{repr_of(key)}: {repr_of(item)}" for key, item in value.items()) + "}"
+        if isinstance(value, tuple):
+            return "(" + ", ".join(map(repr_of, value)) + ")"
+        return f"<unprintable {type(value).__name__}>"
+
+
 def dumps(value: Any, default: Callable[[Any], Any] = plain) -> str:
     """One line of JSON, whatever is in `value`."""
     try:

@@ -1,19 +1,20 @@
 """logging handlers that hand records to the agent over its local socket: they never block the app, never raise into it, and
 keep every record until the agent has acknowledged it.
 
-A record is formatted, put into a ring that is bounded in bytes (`backlog`) and sent without blocking. What the agent has not
-acknowledged stays in the ring; after a reconnect it is sent again under the same numbers, so that the agent knows what it has
-already. A record gets its number when it is first sent, so the numbers never have a gap. When the ring is full the oldest
-records not yet sent are dropped: those sent are most likely safe. Drops are counted in `dropped` and told to the agent.
+A record is formatted, put into a ring that is bounded in bytes (`backlog`, see `ring`) and sent without blocking. What the
+agent has not acknowledged stays in the ring; after a reconnect it is sent again under the same numbers, so that the agent
+knows what it has already. Drops are counted in `dropped` and told to the agent in the greeting.
 
-Nobody waits for anybody: a thread that finds another one sending leaves its record to it. `emit` does all the work there is;
-for what waits while the app is idle there is one helper thread, which ends by itself once nothing has waited for a while.
-A forked child starts with an empty ring, a session and a connection of its own. Standard library only, Python 3.8 and later.
+Nobody waits for anybody: a thread that finds another one sending leaves its record to it, and sends no more than `TURN` for
+the others. For what waits while the app is idle there is one helper thread, which ends by itself once nothing has waited for
+a while. A forked child starts with an empty ring, a session and a connection of its own. Standard library only, Python 3.8
+and later.
 """
 
 from __future__ import annotations
 
 import _thread
+import contextlib
 import errno
 import json
 import logging
@@ -22,30 +23,38 @@ import os
 import re
 import select
 import socket
+import sys
 import threading
 import time
 import weakref
 from collections import deque
 from typing import Any
 
-from forwarder.formatter import JSONFormatter, LogstashFormatter, LogstashFormatterV1, dumps
+from forwarder.formatter import JSONFormatter, LogstashFormatter, LogstashFormatterV1, dumps, repr_of, text_of
+from forwarder.ring import Ring
 
 DEFAULT_ADDRESS = "/run/forwarder/forwarder.sock"
 SEND_BUFFER = 4 * 1024 * 1024
 """Asked for; the kernel gives what net.core.wmem_max allows."""
 BATCH = 64 * 1024
+TURN = 256 * 1024
+"""At most so much, and a batch, one `emit` sends of what others have left in the ring; the next one, or the helper, goes on."""
 READ_EVERY = 64
 """Acknowledgements are looked for when so many more records have been sent; in between, and when idle, the helper does it."""
 RETRY_FULL_EVERY = 32
 TICK = 0.05
+TICK_WHEN_FULL = 0.01
 LINGER = 5.0
 REPORT_EVERY = 1.0
 DEEPEST = 2
 """One record may be logged while another one is being logged in the same thread (a signal handler, a `__str__`), no more."""
+LONGEST = {"app": 200, "topic": 249, "key": 1024}
+"""Characters, as the agent has it."""
 
 _ONE_LINE = (JSONFormatter, LogstashFormatter, LogstashFormatterV1)
 _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)  # an app may have set SIGPIPE to its default, which kills
-_UNITS = {"": 1, "b": 1, "k": 1000, "kb": 1000, "kib": 1 << 10, "m": 10**6, "mb": 10**6, "mib": 1 << 20, "gb": 10**9, "gib": 1 << 30}
+_UNITS = {"": 1, "b": 1, "k": 1000, "kb": 1000, "kib": 1 << 10, "m": 10**6, "mb": 10**6, "mib": 1 << 20}
+_UNITS.update({"g": 10**9, "gb": 10**9, "gib": 1 << 30})
 _handlers: weakref.WeakSet[SocketHandler] = weakref.WeakSet()
 _nesting = threading.local()
 
@@ -85,43 +94,32 @@ class SocketHandler(logging.handlers.SocketHandler):
         self.close_timeout = float(close_timeout)
         self.retryStart = 0.05
         self.retryMax = 2.0
-        self.dropped = 0
-        self._greeting_fields = {name: value for name in ("app", "topic", "key") if (value := getattr(self, name)) is not None}
+        self._greeting_fields = {name: value for name in LONGEST if (value := getattr(self, name)) is not None}
         for name, value in self._greeting_fields.items():
-            if not isinstance(value, str) or not value or not value.isprintable():
-                raise ValueError(f"{name} is {value!r}; it must be a printable string, and not empty")
+            if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= LONGEST[name]:
+                raise ValueError(f"{name} is {value!r}; it must be a printable string of 1 to {LONGEST[name]} characters")
         self._layout = JSONFormatter(schema)
         self.formatter = self._layout
+        self._retry_full_every = max(1, min(RETRY_FULL_EVERY, self.backlog // BATCH))
         self._retry_at: float | None = None
         self._start()
         _handlers.add(self)
-
-    # The ring. Records go from _inbox to _fresh, from there to _sent when they get a number, and leave when acknowledged;
-    # a lost connection makes _again of _sent. Only _inbox is touched by threads that do not own _busy.
 
     def _start(self) -> None:
         """Begin as a new process: nothing waits, nothing is connected."""
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._busy = False
-        self._inbox: deque[bytes] = deque()
-        self._fresh: deque[bytes] = deque()
-        self._again: deque[bytes] = deque()
-        self._sent: deque[bytes] = deque()
-        self._size = 0  # of the three above
-        self._helper: object | None = None
+        self._inbox: deque[bytes] = deque()  # appended to by any thread; all else is touched by the one that has set _busy
+        self._ring = Ring(self.backlog)
+        self._helper: _Helper | None = None
+        self._forking = False
         self._given_up: tuple[int, int] | None = None
         self._closed = False
+        self._reported = 0  # drops the agent knows of
         self._drop_connection()
         self._retry_at = None
         self._pause = 0.0
-        self._start_session(0)
-
-    def _start_session(self, unreported: int) -> None:
-        self._session = os.urandom(16).hex()
-        self._acked = 0  # the number of the first record in _sent, or else _again
-        self._dropped_before = self.dropped - unreported
-        self._reported = 0
 
     def _drop_connection(self) -> None:
         sock, self.sock = self.sock, None
@@ -134,16 +132,16 @@ class SocketHandler(logging.handlers.SocketHandler):
         self._heard = False
         self._read_at = READ_EVERY
         self._told = 0
-        self._again.extendleft(reversed(self._sent))
-        self._sent.clear()
+        self._ring.rewind()
+
+    @property
+    def dropped(self) -> int:
+        """Records lost in this process: the ring was full, or they could not even be formatted as an error."""
+        return self._ring.dropped
 
     @property
     def _waiting(self) -> bool:
-        return bool(self._sent or self._fresh or self._again or self._inbox or self._rest or self._unreported)
-
-    @property
-    def _unreported(self) -> int:
-        return self.dropped - self._dropped_before - self._reported
+        return bool(self._inbox or self._rest or self._ring or self._ring.dropped > self._reported)
 
     # The app's side
 
@@ -157,12 +155,18 @@ class SocketHandler(logging.handlers.SocketHandler):
     def emit(self, record: logging.LogRecord) -> None:
         depth = getattr(_nesting, "depth", 0)
         if depth >= DEEPEST:
-            with self._lock:
-                self.dropped += 1
-            return
+            depth = _count_nesting()  # an interrupt may have left it wrong
+            if depth >= DEEPEST:
+                self._inbox.append(b"")
+                return
         try:
             _nesting.depth = depth + 1
-            self.send(self.makePickle(record))
+            try:
+                line = self.makePickle(record)
+            except Exception as error:
+                self.send(self._in_spite_of(error, record))
+                raise
+            self.send(line)
         except Exception:
             self.handleError(record)
         finally:
@@ -184,12 +188,15 @@ class SocketHandler(logging.handlers.SocketHandler):
         self._pump()
 
     def handleError(self, record: logging.LogRecord) -> None:
-        if self.closeOnError and self.sock:
-            with self._lock:
+        if not self.closeOnError or self.sock is None:
+            with contextlib.suppress(RecursionError):  # the only one the base class lets through
+                logging.Handler.handleError(self, record)
+        elif self._lock.acquire(blocking=False):
+            try:
                 if not self._busy:
                     self._drop_connection()
-        else:
-            logging.Handler.handleError(self, record)
+            finally:
+                self._lock.release()
 
     def flush(self) -> None:
         """Wait until everything is acknowledged, `close_timeout` seconds at most."""
@@ -203,21 +210,21 @@ class SocketHandler(logging.handlers.SocketHandler):
                 self._given_up = self._position()
                 return
             if self._waiting:
-                self._wait(min(left, self._until_retry()))
+                self._wait(left)
 
     def close(self) -> None:
         """`flush`, unless one has just been in vain, and end the connection."""
         if not self._closed and self._given_up != self._position():
             self.flush()
+        self._closed = True
+        self._stop_helper()
         with self._lock:
             if not self._busy:
                 self._drop_connection()
-            self._helper = None
-            self._closed = True
         logging.Handler.close(self)
 
     def _position(self) -> tuple[int, int]:
-        return self._acked, len(self._sent) + len(self._again) + len(self._fresh) + len(self._inbox)
+        return self._ring.first, len(self._ring) + len(self._inbox)
 
     def _as_json(self, record: logging.LogRecord, text: str) -> str:
         """A JSON object as one line; any other text as the message of a record."""
@@ -230,42 +237,51 @@ class SocketHandler(logging.handlers.SocketHandler):
                 return dumps(value) if "\n" in text or "\r" in text else text
         return dumps(self._layout.fields(record, text))
 
-    # Sending. Everything below runs in one thread at a time, the one that has set _busy; it never waits for anything.
+    def _in_spite_of(self, error: Exception, record: logging.LogRecord) -> bytes:
+        """A line for a record that could not be formatted, with what went wrong in `logging_error`; empty if there is no way."""
+        try:
+            text = text_of(record.msg)
+            if record.args:
+                text = f"{text} {repr_of(record.args)}"
+            noted = logging.makeLogRecord({**record.__dict__, "logging_error": f"{type(error).__name__}: {text_of(error)}"})
+            return f"{dumps(self._layout.fields(noted, text))}\n".encode("utf-8", "replace")
+        except Exception:
+            return b""
+
+    # Sending. It never waits for anything, and runs in one thread at a time.
 
     def _pump(self, final: bool = False) -> None:
-        """Get as much of the ring to the agent as can be now; `final` also looks for all acknowledgements."""
+        """Get as much of the ring to the agent as can be now; `final` for all of it, looking for all acknowledgements."""
         for _ in range(2):  # again for what another thread left meanwhile, and then leave it to the next one or the helper
-            if self._busy:
+            if self._busy or not self._lock.acquire(blocking=False):
                 return
-            with self._lock:
+            try:
                 if self._busy:  # this thread, interrupted by a signal handler or a destructor that logs
                     return
                 try:
                     self._busy = True
                     self._turn(final)
-                except BaseException:
-                    # An exception from outside, in the middle: nobody knows what has been counted. New numbers, so that
-                    # no record is taken for one that has arrived already.
+                except BaseException:  # from outside, in the middle: nobody knows what has been sent
                     self._drop_connection()
-                    self._size = sum(map(len, self._again)) + sum(map(len, self._fresh))
-                    self._start_session(self._unreported)
+                    self._ring.recount()
                     raise
                 finally:
                     self._busy = False
+            finally:
+                self._lock.release()
             if not self._inbox:
-                return
+                break
+        self._see_to_helper()
 
     def _turn(self, final: bool) -> None:
-        inbox, fresh = self._inbox, self._fresh
+        inbox, ring = self._inbox, self._ring
         while inbox:
-            self._size += len(inbox[0])
-            fresh.append(inbox[0])
+            ring.put(inbox[0])
             inbox.popleft()
         if self._full and not final:
             self._skipped += 1
-            if self._skipped % RETRY_FULL_EVERY:
-                if self._size > self.backlog:
-                    self._make_room()
+            if self._skipped % self._retry_full_every:
+                ring.make_room()
                 return
         for _ in range(2):  # once more when a connection that worked is gone
             if self.sock is None:
@@ -274,100 +290,57 @@ class SocketHandler(logging.handlers.SocketHandler):
                     break
             worked = self._heard
             try:
-                if final or self._full or len(self._sent) >= self._read_at:
+                if final or self._full or ring.unacknowledged >= self._read_at:
                     self._receive(self.sock)
                     worked = self._heard
-                self._transmit(self.sock)
+                self._transmit(self.sock, ring.limit + BATCH if final else TURN)
             except OSError:
                 self._drop_connection()
                 self._put_off()
-                if worked:
-                    self._retry_at = None
-                    continue
+                if not worked:
+                    break
+                self._retry_at = None
             else:
-                if self._unreported and self._may_report(final):
-                    self._drop_connection()
-                    continue
-            break
-        if self._size > self.backlog:
-            self._make_room()
-        if self._helper is None and self._waiting:
-            self._start_helper()
+                if not self._should_report(final):
+                    break
+                self._drop_connection()
+        ring.make_room()
 
-    def _transmit(self, sock: socket.socket) -> None:
-        """Send until nothing waits or the socket takes no more. Raises OSError when the connection is gone."""
-        fresh, again, sent = self._fresh, self._again, self._sent
-        data = self._rest
+    def _transmit(self, sock: socket.socket, most: int) -> None:
+        """Send until nothing waits, the socket takes no more or `most` bytes are sent. Raises OSError when it is gone."""
+        take, data = self._ring.take, self._rest
         try:
-            while True:
-                if not data:
-                    if again:
-                        data = self._take(again)
-                    elif len(fresh) == 1:
-                        data = fresh[0]
-                        sent.append(data)
-                        fresh.popleft()
-                    elif fresh:
-                        data = self._take(fresh)
-                    else:
-                        self._full = False
-                        break
-                data = data[sock.send(data, _NO_SIGNAL) :]
+            while most > 0 and (data or (data := take(BATCH))):
+                sent = sock.send(data, _NO_SIGNAL)
+                most -= sent
+                data = data[sent:]
+            self._full = self._ring.held_back
         except BlockingIOError:
             self._full = True
         self._rest = data
 
-    def _take(self, queue: deque[bytes]) -> bytes:
-        """The next records of `queue` in one piece; they count as sent, and have their numbers, from now on."""
-        batch: list[bytes] = []
-        size = 0
-        while queue and (not batch or size + len(queue[0]) <= BATCH):
-            size += len(queue[0])
-            batch.append(queue[0])
-            self._sent.append(queue[0])
-            queue.popleft()
-        return b"".join(batch)
-
     def _receive(self, sock: socket.socket) -> None:
         """Read the acknowledgements there are. Raises OSError when the connection is gone, or makes no sense."""
-        try:
+        with contextlib.suppress(BlockingIOError):
             data = sock.recv(65536)
-        except BlockingIOError:
-            self._read_at = len(self._sent) + READ_EVERY
-            return
-        if not data:
-            raise ConnectionResetError(errno.ECONNRESET, "the agent has closed the connection")
-        data = self._acks + data
-        whole = len(data) & ~7
-        self._acks = data[whole:]
-        if whole:
-            self._acknowledge(int.from_bytes(data[whole - 8 : whole], "big"))
-        self._read_at = len(self._sent) + READ_EVERY
+            if not data:
+                raise ConnectionResetError(errno.ECONNRESET, "the agent has closed the connection")
+            data = self._acks + data
+            whole = len(data) & ~7
+            self._acks = data[whole:]
+            if whole:
+                try:
+                    self._ring.acknowledge(int.from_bytes(data[whole - 8 : whole], "big"))
+                except ValueError as error:
+                    raise ConnectionAbortedError(errno.ECONNABORTED, str(error)) from None
+                self._heard = True
+                self._pause = 0.0
+                self._reported = self._told
+        self._read_at = self._ring.unacknowledged + READ_EVERY
 
-    def _acknowledge(self, number: int) -> None:
-        sent = self._sent
-        if number > self._acked + len(sent) + len(self._again):
-            raise ConnectionAbortedError(errno.ECONNABORTED, "the agent acknowledges what was not sent")
-        while self._acked < number and sent:
-            self._acked += 1
-            self._size -= len(sent.popleft())
-        self._heard = True
-        self._pause = 0.0
-        self._reported = self._told
-
-    def _make_room(self) -> None:
-        """Drop the oldest records that have not been sent until the ring is within its bound."""
-        fresh = self._fresh
-        if fresh and len(fresh[-1]) > self.backlog:  # it would push out all others, and then itself
-            self._size -= len(fresh.pop())
-            self.dropped += 1
-        while fresh and self._size > self.backlog:
-            self._size -= len(fresh.popleft())
-            self.dropped += 1
-
-    def _may_report(self, final: bool) -> bool:
+    def _should_report(self, final: bool) -> bool:
         """Whether to greet again for telling the agent of drops: nothing waits to be sent, and the last time was a while ago."""
-        if self._told == self.dropped - self._dropped_before or self._full or not self._heard:
+        if self._told == self._ring.dropped or self._full or self._rest or not self._heard:
             return False
         return final or time.monotonic() >= self._report_at
 
@@ -403,69 +376,93 @@ class SocketHandler(logging.handlers.SocketHandler):
         if self._retry_at is not None and now < self._retry_at:
             return
         try:
-            self.sock = self.makeSocket()
-            self.sock.setblocking(False)
+            sock = self.makeSocket()
+            sock.setblocking(False)
         except OSError:
             self._put_off()
             return
+        ring = self._ring
+        ring.rewind()
         self._retry_at = None
         self._report_at = now + REPORT_EVERY
-        self._told = self.dropped - self._dropped_before
-        greeting = {"forwarder": 1, **self._greeting_fields, "session": self._session, "first": self._acked, "dropped": self._told}
+        self._told = ring.dropped
+        greeting = {"forwarder": 1, **self._greeting_fields, "session": ring.session, "first": ring.first, "dropped": self._told}
         self._rest = json.dumps(greeting).encode() + b"\n"
+        self.sock = sock
 
     def _put_off(self) -> None:
         """The next attempt is due later, each time by more; only an acknowledgement starts that over."""
         self._pause = min(self._pause * self.retryFactor, self.retryMax) if self._pause else self.retryStart
         self._retry_at = time.monotonic() + self._pause
 
-    # While the app is idle
-
-    def _start_helper(self) -> None:
-        """As a bare thread: starting one of `threading` waits for it, and takes locks that a signal handler may not take."""
-        self._helper = token = object()
-        try:
-            _thread.start_new_thread(self._help, (token,))
-        except RuntimeError:  # none to be had here, or at interpreter exit: emit, flush and close do without
-            self._helper = None
-
-    def _help(self, token: object) -> None:
-        """Read acknowledgements, connect and send for an app that does not log; asleep nearly always."""
-        quiet = 0
-        while quiet < LINGER / TICK:
-            time.sleep(TICK)
-            if self._helper is not token:
-                return
-            if not self._waiting:
-                quiet += 1
-                continue
-            quiet = 0
-            self._pump(final=True)
-            if self._full:
-                self._wait(0.5)
-        with self._lock:
-            if self._helper is token:
-                self._helper = None
-                if self._waiting:
-                    self._start_helper()
-
     def _wait(self, seconds: float) -> None:
-        """Until there may be something to read, or room to send, or `seconds` are over."""
+        """Until there may be something to read, or room to send, or an attempt to connect is due, or `seconds` are over."""
         sock = self.sock
+        if sock is None:
+            due = TICK if self._retry_at is None else self._retry_at - time.monotonic()
+            time.sleep(max(0.001, min(seconds, due, TICK)))
+            return
         try:
-            if sock is None:
-                time.sleep(max(seconds, 0.0))
-                return
             poll = select.poll()
-            poll.register(sock, select.POLLIN | (select.POLLOUT if self._full else 0))
-            poll.poll(max(seconds, 0.001) * 1000)
+            poll.register(sock, select.POLLIN | (select.POLLOUT if self._rest else 0))
+            poll.poll(max(0.001, min(seconds, TICK)) * 1000)
         except (OSError, ValueError):  # closed by another thread
             time.sleep(0.001)
 
-    def _until_retry(self) -> float:
-        if self._retry_at is None:
-            return TICK
-        return min(max(self._retry_at - time.monotonic(), 0.001), TICK)
+    # While the app is idle
+
+    def _see_to_helper(self) -> None:
+        if self._helper is None and self._waiting and not self._closed and not self._forking:
+            self._helper = helper = _Helper()
+            try:
+                helper.start(self)
+            except RuntimeError:  # none to be had here, or at interpreter exit: emit, flush and close do without
+                self._helper = None
+
+    def _stop_helper(self) -> None:
+        helper, self._helper = self._helper, None
+        if helper is not None:
+            helper.stop()
+
+
+class _Helper:
+    """Reads acknowledgements, connects and sends for a handler whose app does not log; asleep nearly always.
+
+    A bare thread: starting one of `threading` waits for it, and takes locks that a signal handler may not take.
+    """
+
+    def __init__(self) -> None:
+        self._stopped = _thread.allocate_lock()
+        self._stopped.acquire()
+        self._ended = _thread.allocate_lock()
+        self._ended.acquire()
+
+    def start(self, handler: SocketHandler) -> None:
+        _thread.start_new_thread(self._run, (handler,))
+
+    def stop(self) -> None:
+        """Returns when the thread is about to end, which is at once unless it is just sending."""
+        with contextlib.suppress(RuntimeError):  # two threads at once have stopped it
+            self._stopped.release()
+        self._ended.acquire(timeout=10 * TICK)
+
+    def _run(self, handler: SocketHandler) -> None:
+        try:
+            self._help(handler)
+        finally:
+            if handler._helper is self:
+                handler._helper = None
+                handler._see_to_helper()
+            self._ended.release()
+
+    def _help(self, handler: SocketHandler) -> None:
+        quiet = 0.0
+        while quiet < LINGER and not self._stopped.acquire(timeout=TICK_WHEN_FULL if handler._full else TICK):
+            if handler._helper is not self:
+                return
+            quiet = 0.0 if handler._waiting else quiet + TICK
+            if not quiet:
+                handler._pump(final=True)
 
 
 class KafkaLoggingHandler(SocketHandler):
@@ -499,14 +496,37 @@ def parse_size(value: str | int) -> int:
     return int(found[1]) * _UNITS[found[2]]
 
 
+def _count_nesting() -> int:
+    """How many calls of `emit` there are in this thread below the one that asks."""
+    frame = sys._getframe(1).f_back
+    depth = 0
+    while frame is not None:
+        depth += frame.f_code is SocketHandler.emit.__code__
+        frame = frame.f_back
+    return depth
+
+
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def _start_in_child() -> None:
+def _before_fork() -> None:
+    """No thread of ours at a fork: Python 3.12 and later warn of it."""
+    for handler in list(_handlers):
+        handler._forking = True
+        handler._stop_helper()
+
+
+def _in_parent() -> None:
+    for handler in list(_handlers):
+        handler._forking = False
+        handler._see_to_helper()
+
+
+def _in_child() -> None:
     for handler in list(_handlers):
         handler._start()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_in_child)
+    os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)

@@ -313,7 +313,7 @@ class Connection(asyncio.Protocol):
             self._reject(refused[0], f"sent a {refused[0]} that is no log record: {refused[1]}")
 
     def _encode(self, attributes: dict[str, Any]) -> bytes:
-        """One line of JSON, at most `max_record` bytes: of a larger record the message is cut, then all else but its name left out."""
+        """One line of JSON, at most `max_record` bytes: of a larger record the message is cut, then all else left out."""
         schema, limit, host = self._settings.schema, self._settings.max_record, self._listener.host
         record = encode_json(formatter.layout(schema, attributes, host))
         if len(record) <= limit:
@@ -324,7 +324,9 @@ class Connection(asyncio.Protocol):
         record = encode_json(formatter.layout(schema, {**attributes, **mark}, host))
         if len(record) <= limit:
             return record
-        kept = {name: attributes[name] for name in ("name", "levelname", "levelno", "created") if name in attributes}
+        kept: dict[str, Any] = {
+            name: attributes[name] for name in ("name", "levelname", "levelno", "created") if name in attributes
+        }
         return encode_json(formatter.layout(schema, {**kept, **mark}, host))
 
     # Into the spool

@@ -87,7 +87,9 @@ class Flight:
     def report(self, error: KafkaError | None, message: Message) -> None:
         """What librdkafka calls for each record that it reports on."""
         if error is not None:
-            self.refused.append(Refused(error, message.topic() or "", message.partition(), message.key(), message.value() or b""))
+            partition = message.partition()
+            at = -1 if partition is None else partition
+            self.refused.append(Refused(error, message.topic() or "", at, message.key(), message.value() or b""))
         self.land()
 
     def land(self) -> None:
@@ -115,7 +117,8 @@ class Lane:
         self.backoff = FIRST_BACKOFF
         self.failed = False
         self.careful_until = 0
-        self.saved = source.position
+        self.saved = -1
+        """The position on disk; none is known to be there until the first is saved."""
         self.behind_since = 0.0
         self.tailed = source.name.startswith("tail:")
         self.read_to = source.position
@@ -187,13 +190,16 @@ class Shipper:
         self._lanes[source.name] = Lane(source)
         self.wake(source)
 
-    def remove(self, source: Source, *, forget: bool) -> None:
-        """Leave a source that has nothing more; `forget` drops its saved position too."""
+    def remove(self, source: Source) -> None:
+        """Leave a source that has nothing more, and drop its saved position."""
         lane = self._lanes.pop(source.name, None)
         if lane is not None and lane.waiting is not None:
             lane.waiting.cancel()
-        if forget:
-            self._gone.add(source.name)
+        self.forget(source.name)
+
+    def forget(self, name: str) -> None:
+        """Drop a saved position that no source goes by any more."""
+        self._gone.add(name)
 
     def wake(self, source: Source) -> None:
         """The source may have something to read."""
@@ -549,7 +555,7 @@ class Shipper:
             if not moved and not gone:
                 return
             places = [(lane, lane.position) for lane in moved]
-            rows = [Saved(lane.source.name, position, lane.source.detail()) for lane, position in places]
+            rows = [Saved(lane.source.name, position, lane.source.detail(position)) for lane, position in places]
             try:
                 await self._loop.run_in_executor(None, self._positions.save, rows, gone)
             except OSError:

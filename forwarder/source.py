@@ -58,8 +58,8 @@ class Source(Protocol):
     def lag(self) -> int:
         """Bytes that are there and not yet read."""
 
-    def detail(self) -> str:
-        """What else to keep beside the position in order to find this source again; may be empty."""
+    def detail(self, position: int) -> str:
+        """What else to keep beside `position` in order to find this source again; may be empty."""
 
 
 Wake = Callable[[Source], None]

@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import TYPE_CHECKING
 
-from forwarder.config import DEFAULT_FILE, Config, ConfigError, load
+from forwarder.config import DEFAULT_FILE, Config, ConfigError
+
+if TYPE_CHECKING:
+    from forwarder.configload import Loaded
 
 WRONG_CONFIGURATION = 78
 
@@ -23,8 +27,15 @@ def add_config_option(parser: argparse.ArgumentParser) -> None:
 
 def load_config(args: argparse.Namespace) -> Config:
     """The configuration that `args` and the environment ask for; with a wrong one, prints its errors and ends with 78."""
+    return load_with_origin(args).config
+
+
+def load_with_origin(args: argparse.Namespace) -> Loaded:
+    """As `load_config`, with what is known of where the configuration came from."""
+    from forwarder import configload
+
     try:
-        return load(args.config, os.environ)
+        return configload.load(args.config, os.environ)
     except ConfigError as error:
         for line in error.errors:
             print(line, file=sys.stderr)

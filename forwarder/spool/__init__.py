@@ -361,7 +361,7 @@ class Spool:
     def lag(self) -> int:
         return self.end - self._read_at
 
-    def detail(self) -> str:
+    def detail(self, position: int) -> str:
         return ""
 
     # Keeping in bounds

@@ -73,7 +73,7 @@ class Spools:
         return spool
 
     @property
-    def bytes(self) -> int:
+    def disk_bytes(self) -> int:
         return self._shared.disk_bytes
 
     def append(

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2] / "forwarder"
 MAY_IMPORT: dict[str, set[str]] = {
     "version": set(),
     "formatter": {"version"},
-    "handler": {"formatter", "version"},
+    "ring": set(),
+    "handler": {"formatter", "ring", "version"},
     "protocol": set(),
     "pickles": set(),
     "config": {"configload"},
@@ -25,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "source": {"route"},
     "enrich": {"route"},
     "spool": {"config", "route", "source"},
-    "tail": {"config", "route", "source"},
+    "tail": {"config", "positions", "route", "source"},
     "positions": set(),
     "dead": {"spool"},
     "kafka": {"config"},

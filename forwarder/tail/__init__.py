@@ -1,0 +1,570 @@
+"""Files that apps write, followed through whatever happens to them.
+
+- Directories are watched, and walked again when something changes in them, and now and then in any case.
+- A path that leads to another file than before was rotated: the old file is read to its end, then those that came and went
+  unseen in between, then the new one. What was renamed is kept open until it has not grown for some minutes.
+- A truncated file is a new generation, read from its start. If a copy of the old one lies beside it (`copytruncate`), what
+  had not been read is read there; a copy that the globs match themselves is not read twice.
+- What was rotated while the agent was down is found again by identity, among the files beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import stat
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable
+from itertools import count, pairwise
+from pathlib import Path
+
+import msgspec
+
+from forwarder import config
+from forwarder.positions import Saved
+from forwarder.route import Route
+from forwarder.source import Source, Wake
+from forwarder.tail import identity as identities
+from forwarder.tail.discovery import Found, is_excluded, matches, rotation_bases, walk
+from forwarder.tail.file import TailedFile
+from forwarder.tail.growth import Growth
+from forwarder.tail.identity import Identity
+from forwarder.tail.inotify import Inotify
+from forwarder.tail.lines import Encoding, Lines
+
+log = logging.getLogger("forwarder.tail")
+
+WALK_SECONDS, WALK_SECONDS_POLLING, SHORTEST_WALK_GAP = 10.0, 0.5, 0.02
+GONE_SECONDS, DELETED_SECONDS = 300.0, 5.0
+"""How long a file that left its path is kept open after its last growth, renamed or deleted."""
+LET_GO_SECONDS = 1.0
+COPY_SECONDS = 2.0
+"""How long a file that looks like a copy of another must not have grown to be taken for one of its own."""
+RETIRED_KEPT = 10_000
+PREFIX = "tail:"
+
+Key = tuple[int, int]
+
+
+class Suspect(msgspec.Struct):
+    """A file that may be a copy of another; `since` is when its size last changed, by the loop's clock."""
+
+    size: int
+    since: float
+
+
+class Tails:
+    """All tailed files of the agent."""
+
+    def __init__(
+        self,
+        tails: tuple[config.Tail, ...],
+        *,
+        routes: Callable[[config.Tail, str], Route],
+        saved: Iterable[Saved],
+        host: str,
+        wake: Wake,
+        added: Callable[[Source], None],
+        removed: Callable[[Source], None],
+        forget: Callable[[str], None],
+        clock: Callable[[], float],
+        first_start: bool,
+    ) -> None:
+        """`saved` are the rows of the last run; `forget` gets the name of each that leads to nothing any more."""
+        self.cut: Counter[str] = Counter()
+        self.undecodable: Counter[str] = Counter()
+        self.abandoned: Counter[str] = Counter()
+        """Bytes that were there and could not be read, by app."""
+        self._tails = tails
+        self._routes = routes
+        self._saved = list(saved)
+        self._host = host
+        self._wake = wake
+        self._added = added
+        self._removed = removed
+        self._forget = forget
+        self._clock = clock
+        self._to_end = first_start
+        self._loop = asyncio.get_running_loop()
+        self._files: dict[Key, TailedFile] = {}
+        """The present generation of every inode."""
+        self._at: dict[str, TailedFile] = {}
+        """What stands, or stood last, at every path that the globs match."""
+        self._gone: dict[TailedFile, float] = {}
+        """Files at no such path any more, and since when they have not grown."""
+        self._ended: list[TailedFile] = []
+        """Finished, and not all of it in Kafka yet."""
+        self._retired: OrderedDict[Key, tuple[Identity, int]] = OrderedDict()
+        """Files that were read to their end and let go of, with how far that was."""
+        self._suspects: dict[Key, Suspect] = {}
+        self._names = {row.name for row in self._saved}
+        self._reported: set[str] = set()
+        self._walk_due = asyncio.Event()
+        self._inotify: Inotify | None = None
+        if tails:
+            try:
+                self._inotify = Inotify(self._walk_due.set, self._overflowed)
+            except OSError as error:
+                log.warning("inotify cannot be had (%s), files are polled; raise fs.inotify.max_user_instances", error.strerror)
+        self._growth = Growth(self._inotify, self._walk_due.set)
+
+    # The life of it
+
+    def start(self) -> None:
+        """Take up what the last run left, and what is there."""
+        self._resume()
+        self._take(_walk_all(self._tails), [])
+        self._to_end = False
+
+    async def run(self) -> None:
+        """Follow the files until cancelled."""
+        if not self._tails:
+            await asyncio.Event().wait()
+        jobs = (self._growth.follow(), self._growth.sweep(), self._follow_directories(), self._let_go())
+        tasks = [asyncio.create_task(job) for job in jobs]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def flush(self) -> None:
+        """The agent stops: of deleted files even the unfinished last line is read, now or never."""
+        for file in self._gone:
+            if file.deleted:
+                file.last = True
+                file.look()
+
+    def close(self) -> None:
+        for file in {*self._files.values(), *self._ended}:
+            if file.deleted and file.lag():
+                self.abandoned[file.app] += file.lag()
+                log.error("%s is deleted, and %d bytes of it could not be read before the stop", file.path, file.lag())
+            file.close()
+        if self._inotify is not None:
+            self._inotify.close()
+
+    def statistics(self) -> dict[str, int]:
+        """Numbers for the status."""
+        return {
+            "files": len(self._files),
+            "hot": len(self._growth.hot),
+            "rotated_or_deleted": len(self._gone),
+            "held_deleted_bytes": sum(file.size for file in self._gone if file.deleted),
+            "undecodable": self.undecodable.total(),
+            "abandoned_bytes": self.abandoned.total(),
+        }
+
+    # Paths
+
+    async def _follow_directories(self) -> None:
+        while True:
+            often = self._inotify is None or self._suspects
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._walk_due.wait(), WALK_SECONDS_POLLING if often else WALK_SECONDS)
+            self._walk_due.clear()
+            began = self._loop.time()
+            # Only what was truncated before the walk: of that a copy, if there is one, will be found.
+            rewritten = [file for file in self._files.values() if file.rewritten]
+            self._take(await self._loop.run_in_executor(None, _walk_all, self._tails), rewritten)
+            # However often something changes, nine tenths of the time are for other things.
+            await asyncio.sleep(max(SHORTEST_WALK_GAP, 9 * (self._loop.time() - began)))
+
+    def _overflowed(self) -> None:
+        """The kernel lost events."""
+        self._walk_due.set()
+        self._growth.see_all()
+
+    def _take(self, found: list[tuple[config.Tail, Found]], rewritten: list[TailedFile]) -> None:
+        """Bring what is known in line with what a walk has found; begin the `rewritten` files again."""
+        directories: set[str] = set()
+        seen: set[str] = set()
+        for tail, there in found:
+            directories |= there.directories
+            for path, reason in there.unreadable.items():
+                self._report(path, f"{path} cannot be listed: {reason}")
+            for path in there.files:
+                if path not in seen:
+                    seen.add(path)
+                    self._look_at(tail, path)
+        for path in self._at.keys() - seen:
+            self._leave(self._at.pop(path))
+        for file in rewritten:
+            self._start_again(file)
+        self._watch(directories)
+
+    def _look_at(self, tail: config.Tail, path: str) -> None:
+        """See which file stands at a path."""
+        try:
+            status = Path(path).stat()
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):
+                self._report(path, f"{path} cannot be looked at: {error.strerror}")
+            return
+        key = status.st_dev, status.st_ino
+        before = self._at.get(path)
+        now = self._files.get(key)
+        if now is not None:
+            if now is not before:
+                self._stands(now, path)
+        elif stat.S_ISREG(status.st_mode) and not self._ignored(tail, status):
+            now = self._open(tail, path, before)
+        if before is not None and now is not None and before is not now:
+            self._leave(before)
+
+    def _stands(self, file: TailedFile, path: str) -> None:
+        self._at[path] = file
+        self._gone.pop(file, None)
+        if not _leads_to(file.path, file.key):
+            file.path = path
+
+    def _leave(self, file: TailedFile) -> None:
+        """A path does not lead to the file any more."""
+        if not file.finished and file not in self._at.values():
+            self._gone[file] = self._loop.time()
+
+    def _ignored(self, tail: config.Tail, status: os.stat_result) -> bool:
+        return tail.ignore_older is not None and self._clock() - status.st_mtime > tail.ignore_older
+
+    def _open(self, tail: config.Tail, path: str, before: TailedFile | None) -> TailedFile | None:
+        """Take up the file at `path`, to be read after the one that was there `before`; None when it cannot be, or not yet."""
+        fd = self._descriptor(path)
+        if fd is None:
+            return None
+        known = self._files.get(_key(fd))
+        if known is not None:
+            # Another file than a moment ago, and one that moved here from elsewhere.
+            os.close(fd)
+            self._stands(known, path)
+            return known
+        copied = self._copied_from(path, fd)
+        if copied is not None and not copied.rewritten:
+            os.close(fd)
+            return None
+        file = self._new(tail, path, path, fd, self._beginning(tail, fd, copied))
+        if before is not None:
+            self._chain([before, *self._unseen(tail, path, before.identity(before.position), before), file])
+        elif copied is not None:
+            self._chain([copied, file])
+        self._stands(file, path)
+        self._begin(file)
+        return file
+
+    def _beginning(self, tail: config.Tail, fd: int, copied: TailedFile | None) -> int:
+        """Where to begin in a file that is not known."""
+        retired = self._retired.pop(_key(fd), None)
+        if retired is not None and identities.holds(fd, *retired):
+            return retired[1]
+        if copied is not None:
+            return _behind_copied(fd, copied.identity(copied.position), copied.position)
+        if self._to_end and tail.start == "end":
+            return _start_of_last_line(fd, tail)
+        return 0
+
+    def _copied_from(self, path: str, fd: int) -> TailedFile | None:
+        """The file that the one at `path`, by name and content, is a copy of.
+
+        It is one when the other has been truncated. Until that is seen it may also be a file of its own: it is then left
+        alone until it has not grown for COPY_SECONDS.
+        """
+        directory, _, name = path.rpartition("/")
+        status = os.fstat(fd)
+        key = _key(fd)
+        for base in rotation_bases(name):
+            original = self._at.get(f"{directory}/{base}")
+            if original is None or not identities.starts_alike(fd, original.head):
+                continue
+            self._growth.see(original)
+            suspect = self._suspects.setdefault(key, Suspect(-1, 0.0))
+            if status.st_size != suspect.size:
+                suspect.size, suspect.since = status.st_size, self._loop.time()
+            if original.rewritten or self._loop.time() - suspect.since < COPY_SECONDS:
+                return original
+        self._suspects.pop(key, None)
+        return None
+
+    def _start_again(self, old: TailedFile) -> None:
+        """A file was truncated or written anew: another generation, at the same inode."""
+        paths = [path for path, file in self._at.items() if file is old]
+        copies = old.successors.copy()
+        self._end(old)
+        tail = self._tail_of(old.origin)
+        if tail is None:
+            return
+        file = self._new(tail, old.origin, old.path, os.dup(old.fd), 0)
+        self._chain([old, *self._unseen(tail, old.origin, old.identity(old.position), old), *copies, file])
+        for path in paths:
+            self._at[path] = file
+        if not paths:
+            self._gone[file] = self._loop.time()
+        self._begin(file)
+
+    def _unseen(self, tail: config.Tail, path: str, last: Identity, before: TailedFile | None) -> list[TailedFile]:
+        """Files beside `path` that stood there after the one that `last` tells of, oldest first; `before` is that one itself.
+
+        If that one is not there any more, or truncated, a copy of it may be among them: it is read from where the other ended.
+        """
+        position = before.position if before is not None else 0
+        directory, _, base = path.rpartition("/")
+        files = []
+        for entry in sorted(_siblings(directory), key=lambda entry: entry.modified):
+            if (
+                base not in rotation_bases(entry.name)
+                or entry.modified < last.modified
+                or entry.key in self._files
+                or entry.key in self._retired
+                or is_excluded(entry.path, tail.exclude)
+                or self._tail_of(entry.path) is not None
+            ):
+                continue
+            fd = self._descriptor(entry.path)
+            if fd is None:
+                continue
+            begin = 0
+            if before is not None and identities.starts_alike(fd, before.head):
+                begin = _behind_copied(fd, last, position)
+                if not before.rewritten or begin == entry.size:
+                    os.close(fd)
+                    continue
+            log.info("%s stood at %s for a while: it is read now", entry.path, path)
+            file = self._new(tail, path, entry.path, fd, begin)
+            self._gone[file] = self._loop.time()
+            self._begin(file)
+            files.append(file)
+        return files
+
+    # What the last run left
+
+    def _resume(self) -> None:
+        inodes = set()
+        rows: dict[str, list[tuple[Identity, Saved]]] = {}
+        for row in self._saved:
+            identity = identities.decode(row.detail)
+            if identity is None:
+                log.warning("%s: its position cannot be understood, the file is read from its start", row.name)
+                self._forget(row.name)
+            else:
+                rows.setdefault(identity.path, []).append((identity, row))
+                inodes.add(identity.inode)
+        for path, of_path in rows.items():
+            tail = self._tail_of(path)
+            if tail is not None:
+                self._resume_path(tail, path, sorted(of_path, key=lambda pair: pair[0].modified), inodes)
+            elif not os.path.lexists(path):
+                for _, row in of_path:
+                    self._forget(row.name)
+
+    def _resume_path(self, tail: config.Tail, path: str, rows: list[tuple[Identity, Saved]], inodes: set[int]) -> None:
+        """Find the files that stood at `path`, and those that came after them; `inodes` are those of all rows."""
+        files: list[TailedFile] = []
+        for identity, row in rows:
+            found = _find(identity, row.position, inodes)
+            if found is None:
+                log.info("%s: inode %d is not there any more, or was truncated", path, identity.inode)
+                self._forget(row.name)
+                if (identity, row) == rows[-1]:
+                    files += self._unseen(tail, path, identity, None)
+                continue
+            there, fd = found
+            key = _key(fd)
+            name = row.name
+            if key[1] != identity.inode:
+                self._forget(row.name)
+                name = ""
+            elif key in self._files:
+                self._forget(row.name)
+                os.close(fd)
+                continue
+            file = self._new(tail, path, there, fd, row.position, name)
+            self._gone[file] = self._loop.time()
+            self._begin(file)
+            files.append(file)
+        if not files:
+            return
+        self._chain(files)
+        self._at[path] = next((file for file in files if file.path == path), files[-1])
+        if self._at[path].path == path:
+            self._gone.pop(self._at[path])
+
+    # One file
+
+    def _new(self, tail: config.Tail, origin: str, path: str, fd: int, position: int, name: str = "") -> TailedFile:
+        """A source, not yet begun; `name` is that of its saved position, if it has one."""
+        inode = os.fstat(fd).st_ino
+        if not name:
+            numbers = ("" if number == 0 else f".{number}" for number in count())
+            name = next(name for name in (f"{PREFIX}{origin}:{inode}{number}" for number in numbers) if name not in self._names)
+            self._names.add(name)
+        file = TailedFile(
+            name,
+            path,
+            fd,
+            position,
+            app=tail.app,
+            route=self._routes(tail, origin),
+            lines=Lines(tail, origin, self._host, self.cut, self.undecodable),
+            encoding=Encoding(tail.encoding, os.pread(fd, 4, 0)),
+            clock=self._clock,
+            wake=self._wake,
+        )
+        file.origin = origin
+        return file
+
+    def _begin(self, file: TailedFile) -> None:
+        self._files[file.key] = file
+        self._suspects.pop(file.key, None)
+        self._added(file)
+        self._growth.add(file)
+
+    def _chain(self, files: list[TailedFile]) -> None:
+        """Have each read after the one before it."""
+        for earlier, later in pairwise(files):
+            if later.predecessor is None and not earlier.finished:
+                later.follow(earlier)
+
+    def _descriptor(self, path: str) -> int | None:
+        try:
+            return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._report(path, f"{path} cannot be opened: {error.strerror}; it is tried again")
+            return None
+
+    def _tail_of(self, path: str) -> config.Tail | None:
+        """The table that a path belongs to: the first whose globs match it."""
+        for tail in self._tails:
+            if any(matches(path, pattern) for pattern in tail.paths) and not is_excluded(path, tail.exclude):
+                return tail
+        return None
+
+    async def _let_go(self) -> None:
+        """Once in a while: close what is over, and what has long been gone."""
+        while True:
+            await asyncio.sleep(LET_GO_SECONDS)
+            now = self._loop.time()
+            for file, since in list(self._gone.items()):
+                if file.finished and not file.rewritten:
+                    self._retired[file.key] = file.identity(file.position), file.position
+                    self._end(file)
+                elif file in self._growth.hot or not file.exhausted:
+                    self._gone[file] = now
+                elif now - since > (DELETED_SECONDS if file.deleted else GONE_SECONDS):
+                    file.last = True
+                    file.look()
+            while len(self._retired) > RETIRED_KEPT:
+                self._retired.popitem(last=False)
+            for file in [file for file in self._ended if file.settled]:
+                self._ended.remove(file)
+                self._names.discard(file.name)
+                self.abandoned[file.app] += file.unreachable
+                self._removed(file)
+                file.close()
+
+    def _end(self, file: TailedFile) -> None:
+        """The file is finished; what of it is on its way to Kafka is waited for."""
+        self._gone.pop(file, None)
+        self._growth.remove(file)
+        if self._files.get(file.key) is file:
+            del self._files[file.key]
+        self._ended.append(file)
+
+    def _watch(self, directories: set[str]) -> None:
+        if self._inotify is None:
+            return
+        try:
+            self._inotify.watch_directories(directories)
+        except OSError as error:
+            self._report("watches", f"{error.strerror}: some directories are polled; raise fs.inotify.max_user_watches")
+
+    def _report(self, what: str, text: str) -> None:
+        """A warning, given once."""
+        if what not in self._reported:
+            self._reported.add(what)
+            log.warning("%s", text)
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A regular file in a directory."""
+
+    name: str
+    path: str
+    key: Key
+    size: int
+    modified: int
+
+
+def _siblings(directory: str) -> list[Entry]:
+    entries = []
+    with contextlib.suppress(OSError), os.scandir(directory or "/") as found:
+        for each in found:
+            with contextlib.suppress(OSError):
+                status = each.stat(follow_symlinks=False)
+                if stat.S_ISREG(status.st_mode):
+                    key = status.st_dev, status.st_ino
+                    entries.append(Entry(each.name, each.path, key, status.st_size, status.st_mtime_ns))
+    return entries
+
+
+def _find(identity: Identity, position: int, inodes: set[int]) -> tuple[str, int] | None:
+    """Path and descriptor of the file that `identity` tells of, or of a copy whose inode is not among `inodes`; None if gone."""
+    directory, _, base = identity.path.rpartition("/")
+    siblings = _siblings(directory)
+    same = [entry for entry in siblings if entry.key[1] == identity.inode]
+    same.sort(key=lambda entry: entry.path != identity.path)
+    paths = [entry.path for entry in same]
+    with contextlib.suppress(OSError):
+        if Path(identity.path).stat().st_ino == identity.inode:
+            paths.insert(0, identity.path)
+    if position >= identities.SURE_BYTES:
+        copies = [entry for entry in siblings if entry.key[1] not in inodes and base in rotation_bases(entry.name)]
+        paths += [entry.path for entry in copies]
+    for path in paths:
+        with contextlib.suppress(OSError):
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+            if identities.holds(fd, identity, position):
+                return path, fd
+            os.close(fd)
+    return None
+
+
+def _behind_copied(fd: int, copied: Identity, position: int) -> int:
+    """In a copy of a file that was read up to `position`: where what is new begins."""
+    size = os.fstat(fd).st_size
+    if size <= position:
+        return size
+    return position if identities.holds(fd, copied, position) else 0
+
+
+def _start_of_last_line(fd: int, tail: config.Tail) -> int:
+    """Where the line begins that is still being written at the end of a file."""
+    size = os.fstat(fd).st_size
+    encoding = Encoding(tail.encoding, os.pread(fd, 4, 0))
+    step = 64 * 1024
+    start = size - size % step
+    while start >= 0:
+        data = os.pread(fd, min(step, size - start), start)
+        end = encoding.last_end(data, 0)
+        if end:
+            return start + end
+        start -= step
+    return 0
+
+
+def _key(fd: int) -> Key:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def _leads_to(path: str, key: Key) -> bool:
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return False
+    return (status.st_dev, status.st_ino) == key
+
+
+def _walk_all(tails: tuple[config.Tail, ...]) -> list[tuple[config.Tail, Found]]:
+    return [(tail, walk(tail.paths, tail.exclude)) for tail in tails]

@@ -1,0 +1,293 @@
+"""One file, read from a position: the tail's kind of source.
+
+- A position is the start of a line, so a line is sent whole or not at all, and again whole after a kill.
+- A line without its end is not a record yet, however long it takes; only of a file that is gone the rest is sent as it is.
+- Every read takes along the last bytes of the one before (the mark). If they have changed, the file was truncated or written
+  anew under our hands, and this source ends: what is in the file now is another one's, from its start.
+- A file that came after another one at the same path waits until that one is read to its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from forwarder.tail.identity import HEAD_BYTES, MARK_BYTES, Identity, digest, encode
+
+if TYPE_CHECKING:
+    from forwarder.route import Route
+    from forwarder.source import Wake
+    from forwarder.tail.lines import Encoding, Lines
+
+from forwarder.source import Chunk
+
+log = logging.getLogger("forwarder.tail")
+
+SCAN_BYTES = 256 * 1024
+
+
+class TailedFile:
+    """A Source. `path` is where the file is now, `origin` the path it was found at, `app` whose records it holds."""
+
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        fd: int,
+        position: int,
+        *,
+        app: str,
+        route: Route,
+        lines: Lines,
+        encoding: Encoding,
+        clock: Callable[[], float],
+        wake: Wake,
+    ) -> None:
+        """Takes over `fd`; nothing before `position` is read, but for what tells the file from others."""
+        self.name = name
+        self.app = app
+        self.path = self.origin = path
+        self.fd = fd
+        status = os.fstat(fd)
+        self.device, self.inode, self.size = status.st_dev, status.st_ino, status.st_size
+        self.modified = status.st_mtime_ns
+        self.deleted = status.st_nlink == 0
+        self.predecessor: TailedFile | None = None
+        self.successors: list[TailedFile] = []
+        self.finished = False
+        """Nothing more will be read from it."""
+        self.rewritten = False
+        """It was truncated, or written anew; `finished` is set then too."""
+        self.last = False
+        """The file is gone or given up: what is left of a line is one."""
+        self.unreachable = 0
+        """Bytes that could not be read again when Kafka needed them again."""
+        self._route = route
+        self._lines = lines
+        self._encoding = encoding
+        self._clock = clock
+        self._wake = wake
+        self._position = position
+        self._committed = position
+        self._searched = position
+        """No line ends between the position and here."""
+        self._text = position
+        """Between the position and here are only NULs."""
+        self._head = os.pread(fd, min(HEAD_BYTES, position), 0)
+        self._marks = deque([(position, os.pread(fd, min(MARK_BYTES, position), position - min(MARK_BYTES, position)))])
+        self._failing = ""
+
+    # Source
+
+    @property
+    def position(self) -> int:
+        return self._position
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Device and inode."""
+        return self.device, self.inode
+
+    @property
+    def head(self) -> bytes:
+        """The first bytes of the file, as far as they were read."""
+        return self._head
+
+    def read(self, max_bytes: int) -> Chunk | None:
+        if self.finished or self._waits():
+            return None
+        try:
+            chunk = self._read(max_bytes)
+        except OSError as error:
+            if str(error) != self._failing:
+                log.error("%s cannot be read: %s; it is tried again", self.path, error.strerror)
+                self._failing = str(error)
+            return None
+        if chunk is None:
+            for successor in self.successors:
+                self._wake(successor)
+        return chunk
+
+    def _read(self, max_bytes: int) -> Chunk | None:
+        # Hot path: one read and what Lines does.
+        position, mark = self._position, self._marks[-1][1]
+        kept = len(mark)
+        data = os.pread(self.fd, max_bytes + kept, position - kept)
+        if data[:kept] != mark:
+            self.end_rewritten()
+            return None
+        end = self._encoding.last_end(data, kept)
+        if end == kept:
+            if len(data) - kept < max_bytes:
+                self._searched = position + len(data) - kept
+                return self._remainder(data[kept:]) if self.last else None
+            return self._long_line()
+        return self._chunk(data[kept:end], position + end - kept, data[max(end - MARK_BYTES, 0) : end])
+
+    def _chunk(self, body: bytes, end: int, mark: bytes) -> Chunk:
+        now = self._clock()
+        return self._advance(self._lines.records(body, self._encoding, now), body, end, mark, now)
+
+    def _advance(self, records: list[bytes], body: bytes, end: int, mark: bytes, now: float) -> Chunk:
+        start = self._position
+        if start < HEAD_BYTES and len(self._head) == start:
+            self._head += body[: HEAD_BYTES - start]
+        self._marks.append((end, mark))
+        self._position = self._searched = self._text = end
+        self.size = max(self.size, end)
+        return Chunk(records, self._route, start, end, now)
+
+    def _long_line(self) -> Chunk | None:
+        """The line at the position is longer than what is read at once: look on for its end, from where the last look ended."""
+        width = self._encoding.width
+        searched = self._searched - self._position
+        at = self._position + (searched - searched % width if searched >= SCAN_BYTES else 0)
+        while block := os.pread(self.fd, SCAN_BYTES, at):
+            if self._text == at:
+                nulls = len(block) - len(block.lstrip(b"\0"))
+                self._text += nulls - nulls % width
+                if nulls == len(block):
+                    at = self._text = self._behind_hole(at + nulls)
+                    continue
+            end = self._encoding.first_end(block, 0)
+            if end:
+                return self._line_up_to(at + end)
+            at += len(block)
+        self._searched = at
+        return self._line_up_to(at) if self.last and at > self._position else None
+
+    def _behind_hole(self, at: int) -> int:
+        """Where data begins again, if `at` is inside a hole of a sparse file."""
+        try:
+            return os.lseek(self.fd, at, os.SEEK_DATA)
+        except OSError:
+            return at
+
+    def _line_up_to(self, end: int) -> Chunk:
+        """The long line from the position to `end`, whole or cut."""
+        beginning, now = self._text, self._clock()
+        size = end - beginning
+        limit = self._lines.max_record
+        mark = os.pread(self.fd, MARK_BYTES, max(end - MARK_BYTES, 0)) if end >= MARK_BYTES else os.pread(self.fd, end, 0)
+        line = os.pread(self.fd, min(size, limit + self._encoding.width), beginning)
+        if size <= limit + self._encoding.width:
+            if not line.endswith(self._encoding.newline):
+                line += self._encoding.newline
+            records = self._lines.records(line, self._encoding, now)
+        else:
+            records = [self._lines.cut(line, size - self._encoding.width, self._encoding, now)]
+        return self._advance(records, os.pread(self.fd, HEAD_BYTES, self._position), end, mark, now)
+
+    def _remainder(self, data: bytes) -> Chunk | None:
+        """What is left of a file that is gone, as a line."""
+        if not data:
+            self.finished = True
+            return None
+        end = self._position + len(data)
+        return self._chunk(data + self._encoding.newline, end, (self._marks[-1][1] + data)[-MARK_BYTES:])
+
+    def seek(self, position: int) -> None:
+        marks = self._marks
+        while marks[-1][0] > position:
+            marks.pop()
+        if self.rewritten:
+            self.unreachable += self._position - position
+            log.error("%s: %d bytes that Kafka did not take are gone from the file", self.path, self._position - position)
+            return
+        self._position = self._searched = self._text = position
+        self.finished = False
+
+    def commit(self, position: int) -> None:
+        self._committed = position
+        marks = self._marks
+        while len(marks) > 1 and marks[1][0] <= position:
+            marks.popleft()
+
+    def lag(self) -> int:
+        return 0 if self.finished else max(self.size - max(self._searched, self._position), 0)
+
+    def detail(self, position: int) -> str:
+        return encode(self.identity(position))
+
+    # For the tail
+
+    def identity(self, position: int) -> Identity:
+        """What tells the file from others, for who comes back to `position`."""
+        mark = next((mark for end, mark in self._marks if end == position), b"")
+        head = self._head[:position]
+        return Identity(
+            path=self.origin,
+            device=self.device,
+            inode=self.inode,
+            head_size=len(head),
+            head=digest(head),
+            mark_size=len(mark),
+            mark=digest(mark),
+            modified=self.modified,
+        )
+
+    def look(self) -> bool:
+        """See how the file stands: True when it has grown since the last look, wakes whoever reads it when there is more."""
+        if self.finished:
+            return False
+        try:
+            status = os.fstat(self.fd)
+        except OSError as error:
+            log.error("%s cannot be looked at: %s", self.path, error.strerror)
+            return False
+        grown = status.st_size != self.size or status.st_mtime_ns != self.modified
+        shrunk = status.st_size < self.size
+        self.size, self.modified, self.deleted = status.st_size, status.st_mtime_ns, status.st_nlink == 0
+        suspect = shrunk or (grown and self.size == self._position)
+        if self.size < self._position or (shrunk and not self._position) or (suspect and not self._unchanged()):
+            self.end_rewritten()
+        elif self.size > self._searched or self.last:
+            self._wake(self)
+        return grown
+
+    def _unchanged(self) -> bool:
+        """Whether what was read last is still there."""
+        position, mark = self._marks[-1]
+        return os.pread(self.fd, len(mark), position - len(mark)) == mark
+
+    def _waits(self) -> bool:
+        """Whether the file that was here before is still being read."""
+        if self.predecessor is None:
+            return False
+        if self.predecessor.exhausted:
+            self.predecessor.successors.remove(self)
+            self.predecessor = None
+            return False
+        return True
+
+    def follow(self, predecessor: TailedFile) -> None:
+        """Be read after `predecessor`."""
+        self.predecessor = predecessor
+        predecessor.successors.append(self)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether all there is of it has been read, and of those before it."""
+        if self.finished:
+            return True
+        with contextlib.suppress(OSError):
+            self.size = os.fstat(self.fd).st_size
+        return self.size <= self._searched and not self._waits()
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is finished and all of it is in Kafka, and saved so."""
+        return self.finished and self._committed >= self._position
+
+    def end_rewritten(self) -> None:
+        """What was read is all there will be of this generation of the file."""
+        self.finished = self.rewritten = True
+        for successor in self.successors:
+            self._wake(successor)
+
+    def close(self) -> None:
+        os.close(self.fd)

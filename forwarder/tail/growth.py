@@ -1,0 +1,102 @@
+"""Which files grow: hot ones are looked at every few milliseconds, of quiet ones the kernel tells the next write.
+
+Looking costs one fstat a file and not one event a write. Every quiet file is looked at now and then in any case, because
+network file systems tell the kernel nothing; without inotify that is all there is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+
+from forwarder.tail.file import TailedFile
+from forwarder.tail.inotify import Inotify
+
+log = logging.getLogger("forwarder.tail")
+
+HOT_PERIOD, HOT_PERIOD_PER_FILE, LONGEST_HOT_PERIOD = 0.002, 0.00005, 0.02
+QUIET_AFTER = 3.0
+SWEEP_SECONDS, SWEEP_SECONDS_POLLING = 2.0, 0.25
+SWEEP_SLICE = 500
+
+
+class Growth:
+    """`rewritten` is called when a file is found to be truncated or written anew."""
+
+    def __init__(self, inotify: Inotify | None, rewritten: Callable[[], None]) -> None:
+        self.hot: dict[TailedFile, float] = {}
+        """Since when each has not grown, by the loop's clock."""
+        self._files: set[TailedFile] = set()
+        self._inotify = inotify
+        self._rewritten = rewritten
+        self._heat = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._warned = False
+
+    def add(self, file: TailedFile) -> None:
+        self._files.add(file)
+        self._calm(file)
+
+    def remove(self, file: TailedFile) -> None:
+        self._files.discard(file)
+        self.hot.pop(file, None)
+
+    async def follow(self) -> None:
+        """Look at the hot files, until cancelled."""
+        while True:
+            if not self.hot:
+                self._heat.clear()
+                await self._heat.wait()
+            now = self._loop.time()
+            for file, last in list(self.hot.items()):
+                if self._look(file):
+                    self.hot[file] = now
+                elif now - last > QUIET_AFTER:
+                    self._calm(file)
+            await asyncio.sleep(min(max(HOT_PERIOD, HOT_PERIOD_PER_FILE * len(self.hot)), LONGEST_HOT_PERIOD))
+
+    async def sweep(self) -> None:
+        """Look at the quiet files, until cancelled."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS_POLLING if self._inotify is None else SWEEP_SECONDS)
+            for number, file in enumerate(list(self._files)):
+                if file not in self.hot and file in self._files:
+                    self.see(file)
+                if number % SWEEP_SLICE == SWEEP_SLICE - 1:
+                    await asyncio.sleep(0)
+
+    def see(self, file: TailedFile) -> None:
+        """Look at a file that may have grown."""
+        if self._look(file):
+            self.hot[file] = self._loop.time()
+            self._heat.set()
+
+    def see_all(self) -> None:
+        for file in self._files:
+            self.see(file)
+
+    def _look(self, file: TailedFile) -> bool:
+        grown = file.look()
+        if file.rewritten:
+            self.remove(file)
+            self._rewritten()
+            return False
+        return grown
+
+    def _calm(self, file: TailedFile) -> None:
+        """Leave the file to the kernel, if it will have it."""
+        self.hot.pop(file, None)
+        if self._inotify is not None:
+            try:
+                self._inotify.watch_once(file.fd, partial(self._modified, file))
+            except OSError as error:
+                if not self._warned:
+                    log.warning("%s: some files are polled; raise fs.inotify.max_user_watches", error.strerror)
+                    self._warned = True
+        self.see(file)
+
+    def _modified(self, file: TailedFile) -> None:
+        if file in self._files:
+            self.see(file)

@@ -1,0 +1,66 @@
+"""Which file is it? Names move on when files rotate and inodes are used again, so content has the last word.
+
+A file is recognised by device and inode and by two pieces of what was read of it: its head, the first bytes up to 1 KiB (as
+many as there are, so that small files are known at once), and its mark, the last bytes before the position. A position is
+only resumed in a file that still holds both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+import msgspec
+
+HEAD_BYTES = 1024
+MARK_BYTES = 64
+SURE_BYTES = 16
+"""Fewer bytes in common than this say nothing about two files with different inodes."""
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """What is kept beside a position. `path` is where the file was when it was found, before any rotation.
+
+    `modified`, in nanoseconds, is the file's modification time when it was last looked at; sizes are in bytes, `head` and
+    `mark` are hexadecimal digests.
+    """
+
+    path: str
+    device: int
+    inode: int
+    head_size: int
+    head: str
+    mark_size: int
+    mark: str
+    modified: int
+
+
+def digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def encode(identity: Identity) -> str:
+    return msgspec.json.encode(identity).decode()
+
+
+def decode(detail: str) -> Identity | None:
+    """None for what this release cannot read."""
+    try:
+        return msgspec.json.decode(detail, type=Identity)
+    except msgspec.MsgspecError:
+        return None
+
+
+def holds(fd: int, identity: Identity, position: int) -> bool:
+    """Whether the open file has everything before `position` that was read of the one that `identity` tells of."""
+    if os.fstat(fd).st_size < position:
+        return False
+    head = os.pread(fd, identity.head_size, 0)
+    mark = os.pread(fd, identity.mark_size, position - identity.mark_size)
+    return digest(head) == identity.head and digest(mark) == identity.mark
+
+
+def starts_alike(fd: int, head: bytes) -> bool:
+    """Whether the open file begins like `head`, as far as it goes; False when that is too little to tell."""
+    found = os.pread(fd, len(head), 0)
+    return len(found) >= SURE_BYTES and head.startswith(found)

@@ -1,0 +1,94 @@
+"""The kernel's word that something changed: directories all the time, a quiet file once.
+
+A watch that ends with its first event (IN_ONESHOT) is what lets a busy writer cost nothing: the file is polled from then
+on, and watched again when it has become quiet. The bindings are ours because watchdog's API knows no such watch, and takes
+a thread and an inotify instance of its own. Everything here is called from the event loop's thread. Source: inotify(7).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import struct
+from collections.abc import Callable
+
+_MODIFY, _ATTRIB, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x2, 0x4, 0x40, 0x80, 0x100, 0x200
+_DELETE_SELF, _MOVE_SELF, _Q_OVERFLOW, _IGNORED = 0x400, 0x800, 0x4000, 0x8000
+_ONLYDIR, _ONESHOT = 0x1000000, 0x80000000
+_DIRECTORY = _ATTRIB | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE | _DELETE_SELF | _MOVE_SELF | _ONLYDIR
+_EVENT = struct.Struct("iIII")
+_READ_BYTES = 64 * 1024
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Inotify:
+    """One instance of inotify. `directory_changed` gets no argument; `overflowed` means that events were lost."""
+
+    def __init__(self, directory_changed: Callable[[], None], overflowed: Callable[[], None]) -> None:
+        """Raises OSError when the user has too many instances (fs.inotify.max_user_instances)."""
+        self._fd = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        self._directory_changed = directory_changed
+        self._overflowed = overflowed
+        self._directories: dict[str, int] = {}
+        self._files: dict[int, Callable[[], None]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._fd, self._read)
+
+    def watch_directories(self, paths: set[str]) -> None:
+        """Watch exactly these. Raises OSError (ENOSPC) at the limit of watches; one that has just gone is left out."""
+        for path in self._directories.keys() - paths:
+            _libc.inotify_rm_watch(self._fd, self._directories.pop(path))
+        for path in paths - self._directories.keys():
+            try:
+                self._directories[path] = self._add(os.fsencode(path), _DIRECTORY)
+            except (FileNotFoundError, NotADirectoryError, PermissionError):
+                continue
+
+    def watch_once(self, fd: int, modified: Callable[[], None]) -> None:
+        """Call `modified` at the next write to the open file, once. Raises OSError (ENOSPC) at the limit of watches."""
+        self._files[self._add(b"/proc/self/fd/%d" % fd, _MODIFY | _ONESHOT)] = modified
+
+    def _add(self, path: bytes, mask: int) -> int:
+        return _checked(_libc.inotify_add_watch(self._fd, ctypes.c_char_p(path), ctypes.c_uint32(mask)))
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._fd, _READ_BYTES)
+        except BlockingIOError:
+            return
+        changed = False
+        at = 0
+        while at < len(data):
+            watch, mask, _cookie, length = _EVENT.unpack_from(data, at)
+            at += _EVENT.size + length
+            if mask & _Q_OVERFLOW:
+                self._overflowed()
+            elif mask & _IGNORED:
+                self._forget(watch)
+            elif mask & _MODIFY:
+                modified = self._files.pop(watch, None)
+                if modified is not None:
+                    modified()
+            else:
+                changed = True
+        if changed:
+            self._directory_changed()
+
+    def _forget(self, watch: int) -> None:
+        self._files.pop(watch, None)
+        for path, other in list(self._directories.items()):
+            if other == watch:
+                del self._directories[path]
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._fd)
+        os.close(self._fd)
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result

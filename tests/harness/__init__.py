@@ -1,0 +1,1 @@
+"""What the tests share: real processes, started, watched and ended; and the judge of what arrived."""

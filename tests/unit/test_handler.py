@@ -1,0 +1,1108 @@
+"""What the handlers promise an app, against a fake agent on a real socket; promises about processes with real processes."""
+
+from __future__ import annotations
+
+import dis
+import json
+import logging
+import logging.config
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import pytest
+
+import forwarder.handler
+import forwarder.ring
+from forwarder import JSONFormatter, KafkaLoggingHandler, LogstashFormatterV1, SocketHandler
+from forwarder.handler import parse_size
+from forwarder.ring import Ring
+from tests.unit.fake_agent import PATIENCE, FakeAgent
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "agent.sock"
+
+
+@pytest.fixture
+def agent(path: Path) -> Iterator[FakeAgent]:
+    """A fake agent that has not been started."""
+    agent = FakeAgent(path)
+    yield agent
+    agent.stop()
+
+
+@pytest.fixture
+def handler(path: Path) -> Iterator[SocketHandler]:
+    handler = SocketHandler(str(path), "shop", close_timeout=PATIENCE)
+    yield handler
+    handler.close_timeout = 0.0
+    handler.close()
+
+
+@pytest.fixture
+def small(path: Path) -> Iterator[SocketHandler]:
+    """A handler whose ring holds a few hundred records."""
+    handler = SocketHandler(str(path), "shop", backlog="256KiB", close_timeout=PATIENCE)
+    yield handler
+    handler.close_timeout = 0.0
+    handler.close()
+
+
+@pytest.fixture
+def log(handler: SocketHandler) -> logging.Logger:
+    return logger_of(handler)
+
+
+def logger_of(handler: logging.Handler) -> logging.Logger:
+    log = logging.Logger("app.pay")
+    log.addHandler(handler)
+    return log
+
+
+def strict(line: bytes) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(line.decode("utf-8"), parse_constant=refuse)
+
+
+def numbers(agent: FakeAgent) -> list[int]:
+    return [int(message.split()[0]) for message in agent.messages()]
+
+
+# Delivery
+
+
+def test_a_record_arrives_as_one_line_of_json(agent: FakeAgent, log: logging.Logger) -> None:
+    with agent:
+        log.warning("paid %d €", 3, extra={"order": 17})
+        agent.until_records(1)
+        record = strict(agent.records[0])
+        assert (record["message"], record["levelname"], record["order"]) == ("paid 3 €", "WARNING", 17)
+        assert agent.greetings[0]["app"] == "shop"
+
+
+def test_flush_returns_when_everything_is_acknowledged(agent: FakeAgent, handler: SocketHandler, log: logging.Logger) -> None:
+    with agent:
+        for number in range(1000):
+            log.info("%d", number)
+        handler.flush()
+        assert numbers(agent) == list(range(1000))
+        assert handler.dropped == 0
+
+
+def test_what_was_logged_while_the_agent_was_away_arrives_when_it_is_back_and_the_app_idle(
+    agent: FakeAgent, log: logging.Logger
+) -> None:
+    for number in range(100):
+        log.info("%d", number)
+    with agent:
+        agent.until_records(100)
+        assert numbers(agent) == list(range(100))
+
+
+def test_what_was_not_acknowledged_is_sent_again_under_the_same_numbers(agent: FakeAgent, log: logging.Logger) -> None:
+    with agent:
+        log.info("0")
+        agent.until_records(1)
+        agent.set(acknowledges=False)
+        for number in range(1, 10):
+            log.info("%d", number)
+        agent.until_records(10)
+    agent.set(acknowledges=True)
+    with agent:
+        log.info("10")
+        agent.until_records(11)
+    assert numbers(agent) == list(range(11))
+    assert agent.arrivals > 11
+    assert [greeting["session"] for greeting in agent.greetings] == [agent.greetings[0]["session"]] * 2
+    assert agent.greetings[1]["first"] in (0, 1)
+    assert agent.gaps == []
+
+
+def test_what_an_agent_without_memory_of_it_has_acknowledged_is_not_sent_again(
+    agent: FakeAgent, handler: SocketHandler, log: logging.Logger
+) -> None:
+    with agent:
+        for number in range(10):
+            log.info("%d", number)
+        handler.flush()
+    agent.sessions.clear()
+    with agent:
+        log.info("10")
+        agent.until_records(11)
+        assert agent.greetings[-1]["first"] == 10
+        assert numbers(agent) == list(range(11))
+
+
+@pytest.mark.parametrize("at", [0, 1, 7, 99, 2999])
+def test_an_agent_that_hangs_up_in_the_middle_of_a_record_gets_it_again_whole(
+    at: int, agent: FakeAgent, handler: SocketHandler, log: logging.Logger
+) -> None:
+    agent.set(hang_up_at=at)
+    with agent:
+        for number in range(3000):
+            log.info("%d %s", number, "x" * 100)
+        handler.flush()
+    assert numbers(agent) == list(range(3000))
+    assert agent.gaps == []
+    assert agent.hang_up_at is None
+
+
+def test_an_agent_that_comes_and_goes_loses_and_repeats_nothing(
+    agent: FakeAgent, handler: SocketHandler, log: logging.Logger
+) -> None:
+    for turn in range(20):
+        with agent:
+            for number in range(50 * turn, 50 * turn + 25):
+                log.info("%d", number)
+            agent.until_records(50 * turn + 1)
+        for number in range(50 * turn + 25, 50 * turn + 50):
+            log.info("%d", number)
+        handler.retryTime = None
+    with agent:
+        handler.flush()
+    assert numbers(agent) == list(range(1000))
+    assert agent.gaps == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"HTTP/1.1 400 Bad Request\r\n\r\n", (2**64 - 1).to_bytes(8, "big"), (5).to_bytes(8, "big")],
+    ids=["another protocol", "an impossible number", "more than was sent"],
+)
+def test_an_agent_that_answers_nonsense_disturbs_nobody(answer: bytes, agent: FakeAgent, log: logging.Logger) -> None:
+    agent.set(answer=answer)
+    with agent:
+        log.info("0")
+        agent.until(lambda: agent.accepted >= 3)
+        log.info("1")
+        agent.set(answer=None)
+        agent.until_records(2)
+        agent.until(lambda: numbers(agent) == [0, 1])
+        assert agent.gaps == []
+
+
+def test_acknowledgements_may_arrive_in_pieces(path: Path, agent: FakeAgent, log: logging.Logger, handler: SocketHandler) -> None:
+    with agent:
+        log.info("0")
+        handler.flush()
+        agent.set(acknowledges=False)
+        log.info("1")
+        agent.until_records(2)
+        agent.set(acknowledges=True, answer=b"\0\0\0")
+        agent.set(answer=b"\0\0\0\0\2")
+        handler.flush()
+        assert handler._ring.first == 2
+
+
+# The ring
+
+
+def test_the_ring_is_bounded_keeps_the_newest_and_tells_the_agent_what_it_dropped(
+    agent: FakeAgent, small: SocketHandler
+) -> None:
+    log = logger_of(small)
+    for number in range(3000):
+        log.info("%d", number)
+        assert small._ring.size <= small.backlog
+    kept = 3000 - small.dropped
+    assert 100 < kept < 1000
+    with agent:
+        small.flush()
+        assert numbers(agent) == list(range(small.dropped, 3000))
+        assert agent.greetings[-1]["dropped"] == small.dropped
+        assert agent.gaps == []
+
+
+def test_an_agent_that_reads_and_never_acknowledges_does_not_make_the_ring_grow(
+    agent: FakeAgent, small: SocketHandler
+) -> None:
+    log = logger_of(small)
+    agent.set(acknowledges=False)
+    with agent:
+        for number in range(3000):
+            log.info("%d", number)
+            assert small._ring.size <= small.backlog
+        agent.until_records(100)
+        assert small.dropped > 1000
+        agent.set(acknowledges=True)
+        small.flush()
+        assert len(agent.records) == 3000 - small.dropped
+        assert numbers(agent)[-1] == 2999
+        assert agent.greetings[-1]["dropped"] == small.dropped
+
+
+def test_an_agent_that_hangs_with_a_full_socket_never_blocks_the_app(
+    agent: FakeAgent, small: SocketHandler
+) -> None:
+    log = logger_of(small)
+    agent.set(reads=False)
+    with agent:
+        slowest = 0.0
+        for number in range(3000):
+            before = time.perf_counter()
+            log.info("%d %s", number, "x" * 10_000)
+            slowest = max(slowest, time.perf_counter() - before)
+        assert slowest < 1.0  # a blocking send would take for ever; the rest is for a busy machine
+        assert small.dropped > 1000
+        agent.set(reads=True)
+        agent.until(lambda: bool(agent.greetings) and agent.greetings[-1]["dropped"] == small.dropped > 0)
+        small.flush()
+        assert numbers(agent)[-1] == 2999
+        assert len(agent.records) == 3000 - small.dropped
+
+
+def test_drops_are_told_to_an_agent_that_was_never_away_and_only_once(
+    agent: FakeAgent, small: SocketHandler
+) -> None:
+    log = logger_of(small)
+    with agent:
+        log.info("%s", "x" * 300_000)
+        assert small.dropped == 1
+        log.info("small")
+        small.flush()
+        assert agent.messages() == ["small"]
+        assert [greeting["dropped"] for greeting in agent.greetings][-1] == 1
+        accepted = agent.accepted
+        log.info("another")
+        small.flush()
+        assert agent.accepted == accepted
+
+
+def test_a_small_ring_loses_nothing_as_long_as_the_agent_keeps_up(agent: FakeAgent, path: Path) -> None:
+    handler = SocketHandler(str(path), backlog="16KiB", close_timeout=PATIENCE)
+    log = logger_of(handler)
+    with agent:
+        for number in range(500):
+            log.info("%d", number)
+            agent.until_records(number - 5)
+        handler.close()
+        assert numbers(agent) == list(range(500))
+
+
+def test_a_ring_numbers_records_when_they_are_taken_and_drops_only_those_that_wait() -> None:
+    ring = Ring(100)
+    for letter in b"abcdefgh":
+        ring.put(bytes([letter]) * 20)
+    assert ring.take(40) == b"a" * 20 + b"b" * 20
+    assert ring.take(40) == b""
+    assert ring.held_back
+    ring.make_room()
+    assert (ring.size, ring.dropped, len(ring)) == (100, 3, 5)
+    ring.acknowledge(1)
+    assert ring.first == 1
+    ring.rewind()
+    assert ring.take(40) == b"b" * 20
+    assert ring.take(40) == b"f" * 20
+    with pytest.raises(ValueError, match="4 records are acknowledged, of 3 sent"):
+        ring.acknowledge(4)
+    ring.acknowledge(3)
+    assert ring.take(1000) == b"g" * 20 + b"h" * 20
+    ring.acknowledge(5)
+    assert (ring.size, ring.under_way, len(ring), ring.first) == (0, 0, 0, 5)
+
+
+# Errors
+
+
+class Unprintable:
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+CIRCLE: dict[str, Any] = {"name": "circle"}
+CIRCLE["self"] = CIRCLE
+
+
+@pytest.mark.parametrize("schema", ["logstash", "ecs", "otel"])
+@pytest.mark.parametrize(
+    ("message", "args", "extra"),
+    [
+        ("%d %d", (1,), {}),
+        ("%d", ("x",), {}),
+        ("%s", (Unprintable(),), {}),
+        (Unprintable(), (), {}),
+        ("\ud800 %s", ("\udfff",), {"\ud801": "\udc80"}),
+        ("m", (), {"x": math.nan, "y": math.inf}),
+        ("m", (), {"x": 10**6000}),
+        ("m", (), {"x": b"\xff\0"}),
+        ("m", (), {"x": CIRCLE}),
+        ("m", (), {"x": {1: 2, None: 3, (4, 5): 6, Unprintable(): 7}}),
+        ("m", (), {"x": {Unprintable(), "a"}}),
+        ("m", (), {"x": Unprintable()}),
+        ("a\nb\r\nc\u2028d", (), {}),
+        ({"x": Unprintable()}, (), {}),
+        (None, (), {}),
+    ],
+    ids=[
+        "too few arguments",
+        "argument of the wrong type",
+        "argument without text",
+        "message without text",
+        "lone surrogates",
+        "nan and infinity",
+        "huge integer",
+        "bytes",
+        "circle",
+        "keys that are not strings",
+        "set",
+        "extra without text",
+        "line ends",
+        "dict",
+        "none",
+    ],
+)
+def test_a_record_that_is_hard_to_write_still_arrives_as_one_line(
+    schema: str, message: Any, args: tuple[Any, ...], extra: dict[str, Any], agent: FakeAgent, path: Path, capsys: Any
+) -> None:
+    handler = SocketHandler(str(path), schema=schema, close_timeout=PATIENCE)
+    with agent:
+        logger_of(handler).error(message, *args, extra=extra)
+        handler.close()
+        assert [type(strict(line)) for line in agent.records] == [dict]
+        assert handler.dropped == 0
+
+
+def test_a_record_with_wrong_arguments_says_what_is_wrong_and_is_shown_on_stderr_too(
+    agent: FakeAgent, handler: SocketHandler, log: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with agent:
+        log.info("paid %d for %s", "three", Unprintable())
+        handler.flush()
+        record = strict(agent.records[0])
+        assert record["message"] == "paid %d for %s ('three', <unprintable Unprintable>)"
+        assert record["logging_error"].startswith("TypeError: %d format")
+    assert "--- Logging error ---" in capsys.readouterr().err
+
+
+def test_nothing_is_shown_when_raise_exceptions_is_off(
+    agent: FakeAgent, handler: SocketHandler, log: logging.Logger, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    with agent:
+        log.info("%d", "three")
+        agent.until_records(1)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_formatter_that_fails_costs_no_record(agent: FakeAgent, handler: SocketHandler, log: logging.Logger, capsys: Any) -> None:
+    class Broken(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            raise LookupError("no such thing")
+
+    handler.setFormatter(Broken())
+    with agent:
+        try:
+            raise KeyError("inner")
+        except KeyError:
+            log.exception("paid %d", 3)
+        handler.flush()
+    record = strict(agent.records[0])
+    assert record["message"] == "paid %d (3,)"
+    assert record["logging_error"] == "LookupError: no such thing"
+    assert record["exception"][-1] == "KeyError: 'inner'\n"
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_goes_through(kind: type[BaseException], log: logging.Logger) -> None:
+    class Interrupting:
+        def __str__(self) -> str:
+            raise kind
+
+    with pytest.raises(kind):
+        log.info("%s", Interrupting())
+
+
+def test_what_is_logged_while_a_record_is_logged_arrives_too(agent: FakeAgent, handler: SocketHandler, log: logging.Logger) -> None:
+    class Talkative:
+        def __str__(self) -> str:
+            log.info("inner")
+            return "outer"
+
+    with agent:
+        log.info("%s", Talkative())
+        handler.flush()
+        assert set(agent.messages()) == {"inner", "outer"}
+        assert handler.dropped == 0
+
+
+def test_logging_without_end_while_a_record_is_logged_comes_to_an_end_and_is_counted(
+    agent: FakeAgent, handler: SocketHandler, log: logging.Logger
+) -> None:
+    class Recursive:
+        def __str__(self) -> str:
+            log.info("%s", self)
+            return "text"
+
+    with agent:
+        log.info("%s", Recursive())
+        handler.flush()
+        assert set(agent.messages()) == {"text"}
+        assert handler.dropped == agent.greetings[-1]["dropped"] > 0
+
+
+def test_an_app_whose_stderr_is_a_logger_gets_no_recursion(
+    agent: FakeAgent, handler: SocketHandler, log: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class ToLog:
+        def write(self, text: str) -> None:
+            log.error("%d", text)  # wrong once more
+
+        def flush(self) -> None: ...
+
+    monkeypatch.setattr(sys, "stderr", ToLog())
+    with agent:
+        log.info("%d", "three")
+        handler.flush()
+    assert any("three" in message for message in agent.messages())
+
+
+@pytest.mark.parametrize("wrong", ["missing", "no directory", "stale", "a file", "a directory", "too long", "another kind"])
+def test_no_kind_of_missing_agent_is_an_error_to_the_app(wrong: str, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM if wrong == "another kind" else socket.SOCK_STREAM)
+    address = path
+    if wrong in ("stale", "another kind"):
+        listening.bind(str(path))
+    if wrong == "no directory":
+        address = path / "deeper"
+    elif wrong == "a file":
+        path.write_text("")
+    elif wrong == "a directory":
+        path.mkdir()
+    elif wrong == "too long":
+        address = path.with_name("x" * 150)
+    handler = SocketHandler(str(address), close_timeout=0.05)
+    log = logger_of(handler)
+    for number in range(100):
+        log.info("%d", number)
+    handler.flush()
+    handler.close()
+    listening.close()
+    assert len(handler._ring) == 100
+    assert capsys.readouterr().err == ""
+
+
+def test_a_connection_the_kernel_has_no_room_for_does_not_block(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen(0)
+        handlers = [SocketHandler(str(path), close_timeout=0.0) for _ in range(5)]
+        for handler in handlers:
+            logger_of(handler).info("waiting")
+        assert any(handler.sock is None for handler in handlers)
+        for handler in handlers:
+            handler.close()
+
+
+def run_with_interrupt(emit: Callable[[], None], at: int) -> int:
+    """Call `emit` with KeyboardInterrupt raised before the instruction number `at` within our modules; how many ran."""
+    files = {forwarder.handler.__file__, forwarder.ring.__file__}
+    steps = 0
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal steps
+        if frame.f_code.co_filename not in files:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            steps += 1
+            if steps == at:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    try:
+        sys.settrace(trace)
+        emit()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    return steps
+
+
+@pytest.mark.parametrize("state", ["connected", "away", "reconnecting", "acknowledged"])
+def test_an_interrupt_at_any_instruction_loses_no_other_record(state: str, agent: FakeAgent, path: Path) -> None:
+    agent.start()
+    at = 1
+    finished = False
+    while not finished:
+        handler = SocketHandler(str(path), close_timeout=PATIENCE)
+        log = logger_of(handler)
+        seen = len(agent.records)
+        log.info("%d before", at)
+        agent.until_records(seen + 1)
+        if state == "acknowledged":
+            handler._read_at = 0
+        elif state != "connected":
+            assert handler.sock is not None
+            handler.sock.shutdown(socket.SHUT_RDWR)
+            if state == "away":
+                handler.address = "/nowhere/at/all"
+        steps = run_with_interrupt(lambda: log.info("interrupted"), at)
+        finished = steps < at
+        handler.address = str(path)
+        handler.retryTime = None
+        log.info("%d after", at)
+        handler.flush()
+        found = Counter(agent.messages()[seen:])
+        assert found[f"{at} after"], (state, at)
+        assert found[f"{at} before"], (state, at)
+        assert agent.gaps == []
+        handler.close()
+        at += 1
+    assert steps > 100
+
+
+def test_a_signal_handler_that_logs_at_any_time_loses_nothing(agent: FakeAgent, handler: SocketHandler, log: logging.Logger) -> None:
+    signals = 0
+
+    def on_alarm(number: int, frame: FrameType | None) -> None:
+        nonlocal signals
+        signals += 1
+        log.info("signal")
+
+    before = signal.signal(signal.SIGALRM, on_alarm)
+    try:
+        with agent:
+            signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0007)
+            for _ in range(3000):
+                log.info("plain")
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            handler.flush()
+            found = Counter(agent.messages())
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert found["plain"] == 3000
+    assert signals > 0
+    assert found["signal"] + handler.dropped == signals
+
+
+# Threads
+
+
+def test_records_of_many_threads_arrive_once_each_and_in_each_threads_order(agent: FakeAgent, path: Path) -> None:
+    handler = SocketHandler(str(path), close_timeout=PATIENCE)
+    log = logger_of(handler)
+
+    def work(thread: int) -> None:
+        for number in range(200):
+            log.info("%d %d", thread, number)
+
+    with agent:
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        handler.close()
+    found = [tuple(map(int, message.split())) for message in agent.messages()]
+    for number in range(16):
+        assert [entry[1] for entry in found if entry[0] == number] == list(range(200))
+    assert len(found) == 3200
+
+
+def test_a_thread_that_is_sending_holds_up_no_other(agent: FakeAgent, path: Path) -> None:
+    sending, go_on = threading.Event(), threading.Event()
+
+    class Slow(socket.socket):
+        def send(self, *args: Any) -> int:
+            sending.set()
+            go_on.wait(PATIENCE)
+            return super().send(*args)
+
+    class SlowHandler(SocketHandler):
+        def makeSocket(self, timeout: float = 1) -> socket.socket:
+            return Slow(fileno=super().makeSocket(timeout).detach())
+
+    handler = SlowHandler(str(path), close_timeout=PATIENCE)
+    log = logger_of(handler)
+    with agent:
+        other = threading.Thread(target=log.info, args=("first",))
+        other.start()
+        assert sending.wait(PATIENCE)
+        log.info("second")  # returns, or the test hangs: nobody else sets go_on
+        go_on.set()
+        other.join()
+        handler.close()
+        assert agent.messages() == ["first", "second"]
+
+
+# Closing
+
+
+def test_close_and_flush_take_no_longer_than_close_timeout_together(agent: FakeAgent, path: Path) -> None:
+    handler = SocketHandler(str(path), close_timeout=0.3)
+    agent.set(acknowledges=False)
+    with agent:
+        logger_of(handler).info("never acknowledged")
+        before = time.monotonic()
+        handler.flush()
+        handler.close()
+        handler.close()
+        handler.flush()
+        assert 0.3 <= time.monotonic() - before < 0.6
+
+
+def test_a_closed_handler_opens_again_when_used_and_remembers_what_is_not_acknowledged(
+    agent: FakeAgent, handler: SocketHandler, log: logging.Logger
+) -> None:
+    handler.close_timeout = 0.01
+    log.info("0")
+    handler.close()
+    with agent:
+        handler.close_timeout = PATIENCE
+        handler.retryTime = None
+        log.info("1")
+        handler.close()
+        assert numbers(agent) == [0, 1]
+        log.info("2")
+        handler.close()
+        assert numbers(agent) == [0, 1, 2]
+
+
+def test_close_leaves_no_thread_and_no_descriptor(agent: FakeAgent, path: Path) -> None:
+    with agent:
+        before = (len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")))  # noqa: PTH208
+        handler = SocketHandler(str(path), close_timeout=PATIENCE)
+        logger_of(handler).info("0")
+        agent.until(lambda: agent.accepted == 1)
+        assert len(os.listdir("/proc/self/task")) == before[1] + 1  # noqa: PTH208
+        handler.close()
+        accepted = 1  # the agent's own end, in this process too
+        agent.until(lambda: len(os.listdir("/proc/self/fd")) <= before[0] + accepted)  # noqa: PTH208
+        agent.until(lambda: len(os.listdir("/proc/self/task")) == before[1])  # noqa: PTH208
+
+
+def test_retry_time_keeps_its_meaning(agent: FakeAgent, handler: SocketHandler, log: logging.Logger) -> None:
+    assert handler.retryTime is None
+    log.info("0")
+    assert handler.retryTime is not None
+    assert time.time() - 1 < handler.retryTime <= time.time() + handler.retryMax
+    handler.retryTime = time.time() + 3600
+    with agent:
+        log.info("1")
+        assert handler.sock is None
+        handler.retryTime = None
+        log.info("2")
+        agent.until_records(3)
+
+
+# Settings
+
+
+def test_the_environment_gives_defaults(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert SocketHandler().address == "/run/forwarder/forwarder.sock"
+    assert SocketHandler().app is None
+    monkeypatch.setenv("FORWARDER_SOCKET", str(path))
+    monkeypatch.setenv("FORWARDER_APP", "from-environment")
+    assert (SocketHandler().address, SocketHandler().app) == (str(path), "from-environment")
+    given = SocketHandler("/given", "app")
+    assert (given.address, given.app) == ("/given", "app")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"app": ""},
+        {"app": "a\nb"},
+        {"app": "x" * 201},
+        {"topic": ""},
+        {"topic": 7},
+        {"key": "\0"},
+        {"backlog": "0"},
+        {"backlog": "-1"},
+        {"backlog": "8 parsecs"},
+        {"schema": "xml"},
+    ],
+    ids=str,
+)
+def test_a_setting_the_agent_would_refuse_is_refused_at_once(settings: dict[str, Any]) -> None:
+    if settings == {"app": ""}:
+        assert SocketHandler(**settings).app is None
+        return
+    with pytest.raises(ValueError):
+        SocketHandler(**settings)
+
+
+def test_a_size_is_a_number_of_bytes_or_has_a_unit() -> None:
+    assert [parse_size(size) for size in (8192, "8192", "8KiB", "2 MiB", "1GiB", "1kb")] == [
+        8192,
+        8192,
+        8192,
+        2 << 20,
+        1 << 30,
+        1000,
+    ]
+
+
+def test_file_config_and_dict_config_build_the_handlers(agent: FakeAgent, path: Path, tmp_path: Path) -> None:
+    (tmp_path / "logging.conf").write_text(
+        f"""
+[loggers]
+keys=root
+[handlers]
+keys=ours,kafka
+[formatters]
+keys=logstash,plain
+[logger_root]
+level=INFO
+handlers=ours,kafka
+[handler_ours]
+class=forwarder.SocketHandler
+formatter=plain
+args=({str(path)!r}, 'from-file')
+kwargs={{'close_timeout': {PATIENCE}}}
+[handler_kafka]
+class=forwarder.KafkaLoggingHandler
+formatter=logstash
+args=('h1:9092, h2:9092', 'orders')
+kwargs={{'key': 'k', 'address': {str(path)!r}, 'close_timeout': {PATIENCE}}}
+[formatter_logstash]
+class=forwarder.LogstashFormatterV1
+format={{"extra": {{"env": "test"}}}}
+[formatter_plain]
+format=%(levelname)s %(message)s
+"""
+    )
+    script = f"""
+import logging, logging.config, sys
+if sys.argv[1] == "file":
+    logging.config.fileConfig({str(tmp_path / "logging.conf")!r})
+else:
+    logging.config.dictConfig({{
+        "version": 1,
+        "formatters": {{"ecs": {{"()": "forwarder.JSONFormatter", "schema": "ecs", "extra": {{"service": {{"name": "s"}}}}}}}},
+        "handlers": {{"ours": {{"class": "forwarder.SocketHandler", "formatter": "ecs", "address": {str(path)!r}, "app": "from-dict"}}}},
+        "root": {{"level": "INFO", "handlers": ["ours"]}},
+    }})
+logging.getLogger("a").info("paid %d", 3)
+logging.getLogger("kafka.client").info("left out by one")
+"""
+    with agent:
+        run(script, "file")
+        lines = [strict(line) for line in agent.records]
+        assert sorted(line["message"] for line in lines) == ["INFO left out by one", "INFO paid 3", "paid 3"]
+        assert {line.get("env") for line in lines} == {None, "test"}
+        by_topic = {greeting.get("topic"): greeting for greeting in agent.greetings}
+        assert by_topic["orders"]["key"] == "k"
+        assert by_topic[None]["app"] == "from-file"
+        run(script, "dict")
+        assert [strict(line)["service"] for line in agent.records[3:]] == [{"name": "s"}] * 2
+
+
+def test_a_plain_formatters_text_becomes_the_message_of_one_line(
+    agent: FakeAgent, handler: SocketHandler, log: logging.Logger
+) -> None:
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    with agent:
+        log.info("two\nlines")
+        handler.setFormatter(logging.Formatter('{"own": "%(message)s"}'))
+        log.info("object")
+        log.info('no "object')
+        handler.setFormatter(None)
+        log.info("none")
+        handler.flush()
+    first, second, third, fourth = map(strict, agent.records)
+    assert first["message"] == "INFO two\nlines"
+    assert second == {"own": "object"}
+    assert third["message"] == '{"own": "no "object"}'
+    assert fourth["message"] == "none"
+
+
+def test_a_filter_may_drop_or_replace_a_record(agent: FakeAgent, handler: SocketHandler, log: logging.Logger) -> None:
+    handler.addFilter(lambda record: "secret" not in record.getMessage())
+    with agent:
+        log.info("secret")
+        log.info("open")
+        handler.flush()
+        assert agent.messages() == ["open"]
+
+
+def test_the_kafka_handlers_options_of_a_kafka_client_are_accepted() -> None:
+    handler = KafkaLoggingHandler("h1:9092", "orders", timeout_secs=5, batch_size=10, address="/given", app="shop")
+    assert (handler.topic, handler.key, handler.address, handler.app) == ("orders", None, "/given", "shop")
+    assert KafkaLoggingHandler("h1:9092", "orders", 10).key is None
+    assert KafkaLoggingHandler("h1:9092", "orders", b"k").key == "k"
+
+
+def test_our_own_formatters_are_taken_as_they_are(agent: FakeAgent, handler: SocketHandler, log: logging.Logger) -> None:
+    with agent:
+        for formatter in (JSONFormatter("otel"), LogstashFormatterV1()):
+            handler.setFormatter(formatter)
+            log.info("m", extra={"x": 1})
+        handler.flush()
+        assert strict(agent.records[0])["Attributes"]["x"] == strict(agent.records[1])["x"] == 1
+
+
+# Processes
+
+
+def run(script: str, *arguments: str, python: tuple[str, ...] = (sys.executable,), **environment: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*python, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+THREE_LINES = "import logging, forwarder\nlogging.basicConfig(level=20, handlers=[forwarder.SocketHandler()])\nlogging.info('hello')\n"
+
+
+def test_the_record_of_a_three_line_script_arrives(agent: FakeAgent, path: Path) -> None:
+    with agent:
+        assert run(THREE_LINES, FORWARDER_SOCKET=str(path), FORWARDER_APP="script").stderr == ""
+        assert agent.messages() == ["hello"]
+        assert agent.greetings[0]["app"] == "script"
+
+
+def test_a_script_that_ends_at_once_after_logging_has_sent_its_record(agent: FakeAgent, path: Path) -> None:
+    with agent:
+        run(THREE_LINES + "import os; os._exit(0)", FORWARDER_SOCKET=str(path))
+        agent.until_records(1)
+
+
+@pytest.mark.parametrize("state", ["away", "hung"])
+def test_a_script_ends_in_time_without_a_working_agent(state: str, agent: FakeAgent, path: Path) -> None:
+    agent.set(reads=False)
+    if state == "hung":
+        agent.start()
+    script = f"""{THREE_LINES}
+import atexit, time
+for number in range(20000): logging.info("%d", number)
+start = time.monotonic()
+def at_exit():
+    logging.shutdown()
+    logging.shutdown()
+    print(time.monotonic() - start)
+atexit.register(at_exit)
+"""
+    done = run(script, FORWARDER_SOCKET=str(path))
+    assert done.stderr == ""
+    assert 1.9 <= float(done.stdout) < 3.5
+
+
+def test_a_script_may_log_until_its_last_breath(agent: FakeAgent, path: Path) -> None:
+    script = f"""
+import atexit
+atexit.register(lambda: logging.info("after shutdown"))  # before logging is imported, so that it runs after logging.shutdown
+{THREE_LINES}
+class Last:
+    def __init__(self): self.info = logging.info
+    def __del__(self): self.info("from a destructor")
+last = Last()
+import threading
+threading.Thread(target=lambda: logging.info("from a thread")).start()
+"""
+    with agent:
+        assert run(script, FORWARDER_SOCKET=str(path)).stderr == ""
+        agent.until(lambda: {"hello", "from a thread", "after shutdown", "from a destructor"} <= set(agent.messages()))
+
+
+FORKING = f"""{THREE_LINES}
+import os, sys
+logging.info("parent before")
+pid = os.fork()
+if not pid:
+    logging.info("child")
+    logging.shutdown()
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0 if hasattr(os, "waitstatus_to_exitcode") else not os.waitpid(pid, 0)[1]
+logging.info("parent after")
+"""
+
+
+def test_a_forked_child_has_a_session_of_its_own_and_sends_nothing_of_its_parents(agent: FakeAgent, path: Path) -> None:
+    agent.set(acknowledges=False)
+    with agent:
+        child = threading.Thread(target=run, args=(FORKING,), kwargs={"FORWARDER_SOCKET": str(path)})
+        child.start()
+        agent.until(lambda: "parent after" in agent.messages())
+        agent.set(acknowledges=True)
+        child.join()
+        assert sorted(agent.messages()) == sorted(["hello", "parent before", "child", "parent after"])
+        assert agent.arrivals == 4
+        assert len(agent.sessions) == 2
+        assert sorted(agent.sessions.values()) == [1, 3]
+
+
+def test_forks_in_the_middle_of_the_traffic_of_many_threads_lose_nothing(agent: FakeAgent, path: Path) -> None:
+    script = f"""{THREE_LINES}
+import os, threading, warnings
+warnings.simplefilter("ignore")
+go_on = True
+sent = [0] * 4
+def work(number):
+    while go_on or sent[number] < 50:
+        logging.info("thread")
+        sent[number] += 1
+        if not sent[number] % 100: logging.getLogger().handlers[0].flush()
+threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+for thread in threads: thread.start()
+for number in range(30):
+    pid = os.fork()
+    if not pid:
+        logging.info("child %d", number)
+        logging.shutdown()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+go_on = False
+for thread in threads: thread.join()
+logging.shutdown()
+assert logging.getLogger().handlers[0].dropped == 0
+print(sum(sent))
+"""
+    with agent:
+        done = run(script, FORWARDER_SOCKET=str(path))
+        found = Counter(agent.messages())
+    assert found["thread"] == int(done.stdout)
+    assert [found[f"child {number}"] for number in range(30)] == [1] * 30
+    assert agent.gaps == []
+
+
+def test_a_fork_does_not_warn_of_a_thread_of_ours_and_what_waits_still_leaves(agent: FakeAgent, path: Path) -> None:
+    newest = max(PYTHONS, key=lambda found: int(found[0].split(".")[1]), default=("3.11", sys.executable))
+    script = f"""{THREE_LINES}
+import os, sys, time
+if not os.fork(): os._exit(0)
+os.wait()
+print("waiting", flush=True)
+sys.stdin.read()
+os._exit(0)
+"""
+    child = subprocess.Popen(
+        [newest[1], "-W", "error", "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "FORWARDER_SOCKET": str(path)},
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"waiting\n"
+    with agent:
+        agent.until_records(1)
+    _, errors = child.communicate(b"")
+    assert errors == b""
+
+
+# Every Python there is, with nothing installed
+
+
+def pythons() -> list[tuple[str, str]]:
+    """Version and path of the Pythons from 3.8 on that can be found on this machine."""
+    roots = [Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"]
+    found = []
+    for minor in range(8, 16):
+        name = f"python3.{minor}"
+        candidates = [os.environ.get(f"PYTHON3_{minor}"), shutil.which(name)]
+        candidates += [str(path) for root in roots for path in sorted(root.glob(f"3.{minor}.*/bin/{name}"))]
+        for candidate in filter(None, candidates):
+            check = [candidate, "-S", "-I", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+            answer = subprocess.run(check, capture_output=True, text=True, check=False)
+            if answer.stdout.strip() == f"3.{minor}":
+                found.append((f"3.{minor}", candidate))
+                break
+    return found
+
+
+PYTHONS = pythons()
+
+ESSENCE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import logging, logging.config, os, threading
+import forwarder
+assert not {"msgspec", "confluent_kafka", "uvloop"} & set(sys.modules)
+class Unprintable:
+    def __str__(self): raise RuntimeError("no text")
+    __repr__ = __str__
+handler = forwarder.SocketHandler(sys.argv[2], "essence", backlog="64KiB")
+log = logging.getLogger("essence")
+log.setLevel("DEBUG")
+log.addHandler(handler)
+for number in range(1000): log.info("filler %d", number)
+assert 500 < handler.dropped < 1000, handler.dropped
+print("ready", flush=True)
+sys.stdin.readline()
+handler.flush()
+logging.raiseExceptions = False
+try: 1 / 0
+except ZeroDivisionError: log.exception("failed")
+log.info("%d", "wrong")
+log.info("hard", extra={"a": float("nan"), "b": {1: Unprintable()}, "c": "\\ud800", "d": {2, 3}, "e": 10 ** 5000})
+log.info("stack", stack_info=True)
+threads = [threading.Thread(target=log.info, args=("thread %d", number)) for number in range(10)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+pid = os.fork()
+if not pid:
+    log.info("child")
+    logging.shutdown()
+    os._exit(0)
+os.waitpid(pid, 0)
+logging.config.dictConfig({"version": 1, "disable_existing_loggers": False,
+    "formatters": {"v0": {"()": "forwarder.LogstashFormatter"}, "v1": {"class": "forwarder.LogstashFormatterV1"}},
+    "handlers": {name: {"class": "forwarder.SocketHandler", "address": sys.argv[2], "formatter": name} for name in ("v0", "v1")},
+    "root": {"level": "INFO", "handlers": ["v0", "v1"]}})
+log.removeHandler(handler)
+logging.getLogger("x").info("configured")
+for schema in ("ecs", "otel"):
+    handler = forwarder.SocketHandler(sys.argv[2], schema=schema)
+    log.addHandler(handler)
+    log.propagate = False
+    log.info("schema")
+print(handler.dropped)
+"""
+
+
+@pytest.mark.parametrize("python", [pytest.param(path, id=f"python{version}") for version, path in PYTHONS])
+def test_an_app_needs_nothing_installed_and_no_newer_python_than_3_8(python: str, agent: FakeAgent, path: Path) -> None:
+    child = subprocess.Popen(
+        [python, "-S", "-I", "-c", ESSENCE, str(ROOT), str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    ready = child.stdout.readline()
+    with agent:
+        _, errors = child.communicate("go\n", timeout=60)
+        assert (ready, errors, child.returncode) == ("ready\n", "", 0)
+        records = [strict(line) for line in agent.records]
+    messages = [record.get("message") for record in records]
+    assert {"failed", "%d ('wrong',)", "hard", "stack", "child", "configured", *(f"thread {n}" for n in range(10))} <= set(messages)
+    assert messages.count("child") == 1
+    assert "filler 999" in messages
+    assert agent.gaps == []
+    assert [record["@message"] for record in records if "@message" in record] == ["configured"]
+    assert [record["Body"] for record in records if "Body" in record] == ["schema"]
+    assert max(greeting["dropped"] for greeting in agent.greetings) > 500
+
+
+def test_at_least_one_python_was_found() -> None:
+    assert PYTHONS
