@@ -33,6 +33,8 @@ from forwarder.tail import Tails
 log = logging.getLogger("forwarder.agent")
 
 TICK = 1.0
+SAVE_SECONDS = 0.25
+"""How often positions go to disk if they have moved: what is sent again after a kill is what was sent since."""
 STOPPED_AT_ONCE = 130
 
 
@@ -93,6 +95,7 @@ class Agent:
                 self.shipper.failed,
                 asyncio.create_task(self.tails.run()),
                 asyncio.create_task(self._tick()),
+                asyncio.create_task(self._save_positions()),
             ]
             if isinstance(self.config.spool.fsync, float) and self.config.spool.fsync > 0:
                 tasks.append(asyncio.create_task(self._sync(self.config.spool.fsync)))
@@ -159,16 +162,20 @@ class Agent:
                 task.result()
 
     async def _tick(self) -> None:
-        """Once a second: positions to disk, housekeeping, a sign of life."""
+        """Once a second: housekeeping, and a sign of life."""
         while True:
             await asyncio.sleep(TICK)
             self.shipper.tick()
-            await self._save()
             if self.config.spool.fsync == "never":
                 self.spools.forget_unsynced()
             if self.listener.held_up:
                 self.listener.retry()
             self._notifier.send(WATCHDOG=1)
+
+    async def _save_positions(self) -> None:
+        while True:
+            await asyncio.sleep(SAVE_SECONDS)
+            await self._save()
 
     async def _save(self) -> None:
         try:

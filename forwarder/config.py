@@ -1,8 +1,8 @@
 """The configuration: one frozen tree of structs, and `load`, which builds it from files and environment.
 
-Each key stands here once, with its type, default and description; reading, checking, `forwarder check`, the JSON Schema and the
-manual pages all go by these structs. In them durations are seconds, sizes are bytes and a mode is a number, however they were
-written; `written` gives the way back. Whoever holds a Config need not check anything again: `load` has reported all that is
+Each key stands here once, with its type, default and description; reading, checking, `forwarder check` and the JSON Schema all
+go by these structs. In them durations are seconds, sizes are bytes and a mode is a number, however they were written;
+`configvalues` reads and writes them. Whoever holds a Config need not check anything again: `load` has reported all that is
 wrong, every error at once, by file and key.
 """
 
@@ -32,7 +32,7 @@ MASK = "********"
 
 
 def about(description: str, *, kind: str = "", unset: str = "", least: float | None = None, most: float | None = None) -> Meta:
-    """What is said of a key: its meaning; the kind that `configcheck` reads it as, where that is more than its type; what
+    """What is said of a key: its meaning; the kind that `configvalues` reads it as, where that is more than its type; what
     holds when it is not given and has no default; the smallest and largest value allowed."""
     extra: dict[str, Any] = {}
     for name, value in {"kind": kind, "unset": unset, "least": least, "most": most}.items():

@@ -1,7 +1,7 @@
 """From the tree that `configload` read to the structs of `config`, with every error reported by its exact key.
 
-The structs' annotations say what each key is; `keys` is the one reading of them, for this walk, for the JSON Schema and for
-the manual pages. An element of an array is named by its place in the merged order, counted from 0: `tail[1].paths[0]`.
+The structs' annotations say what each key is; `keys` is the one reading of them, for this walk, for `forwarder check` and
+for the JSON Schema. An element of an array is named by its place in the merged order, counted from 0: `tail[1].paths[0]`.
 A message says what was found, then what is allowed, in the words of TOML.
 """
 
@@ -19,16 +19,6 @@ from forwarder import config, kafkaproperties
 from forwarder.configload import Errors, Node, join, nearest, quote, shown, type_name
 from forwarder.configvalues import Shape, Wrong, allowed, read, replacement_trouble, written
 
-STRUCTS: tuple[type[msgspec.Struct], ...] = (
-    config.Config,
-    config.Agent,
-    config.Kafka,
-    config.Socket,
-    config.Tail,
-    config.Spool,
-    config.Redact,
-    config.Http,
-)
 NOT_BUILT = {
     (config.Config, "limit"): "limits are not available in this version; remove it, spool.max_bytes_per_app bounds each app",
     (config.Tail, "multiline"): "not available in this version, each line is a record; remove it",
@@ -295,12 +285,11 @@ def _elsewhere(name: str) -> str | None:
     tables = {one.name: one.shape for one in keys(config.Config)}
     if name in tables:
         return f"[[{name}]]" if tables[name].kind == "array" else f"[{name}]"
-    places = [
-        f"{'[[' if shape.kind == 'array' else ''}{table}{']] ' if shape.kind == 'array' else '.'}{name}"
-        for table, shape in tables.items()
-        for struct in [shape.table or (shape.item.table if shape.item else None)]
-        if struct is not None and any(one.name == name for one in keys(struct))
-    ]
+    places = []
+    for table, shape in tables.items():
+        struct = shape.item.table if shape.item else shape.table
+        if struct is not None and any(one.name == name for one in keys(struct)):
+            places.append(f"[[{table}]] {name}" if shape.kind == "array" else f"{table}.{name}")
     return places[0] if len(places) == 1 else None
 
 

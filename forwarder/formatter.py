@@ -33,6 +33,7 @@ STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"
 
 _LAST_SECOND = 253402300799  # 9999-12-31T23:59:59Z
 _EXCEPTION_LINE = re.compile(r"([A-Za-z_][\w.]*)(?:: (.*))?\Z", re.DOTALL)
+_LONG_NUMBER = re.compile(r"\d{4}")
 _ECS_OBJECTS = frozenset({"ecs", "error", "host", "labels", "log", "process"})
 
 
@@ -78,9 +79,9 @@ def repr_of(value: Any) -> str:
 def dumps(value: Any, default: Callable[[Any], Any] = plain) -> str:
     """One line of JSON, whatever is in `value`."""
     try:
-        line = (_encoder if default is plain else _new_encoder(default)).encode(value)
+        line = _new_encoder(default).encode(value)
     except Exception:  # NaN, a circle, a key that is no string, a class with surprises
-        line = _encoder.encode(_sanitized(value, default, ()))
+        line = _new_encoder(plain).encode(_sanitized(value, default, ()))
     return line if line.isascii() else without_surrogates(line)
 
 
@@ -93,11 +94,9 @@ def without_surrogates(line: str) -> str:
     return line
 
 
+@lru_cache(maxsize=8)
 def _new_encoder(default: Callable[[Any], Any]) -> json.JSONEncoder:
     return json.JSONEncoder(default=default, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
-
-_encoder = _new_encoder(plain)
 
 
 def _sanitized(value: Any, default: Callable[[Any], Any], around: tuple[int, ...]) -> Any:
@@ -146,16 +145,17 @@ def layout(schema: str, attributes: dict[str, Any], host: str) -> dict[str, Any]
 
 
 def timestamp(created: Any, digits: int = 3) -> str:
-    """ISO 8601 in UTC of seconds since 1970, cut to `digits` digits; of now if `created` is no such number."""
-    seconds = _seconds(created)
-    whole = int(seconds)
-    return f"{_second(whole)}.{int((seconds - whole) * 10**digits):0{digits}d}Z"
+    """ISO 8601 in UTC of seconds since 1970, with 3 or 6 digits of the fraction; of now if `created` is no such number."""
+    microseconds = _microseconds(created)
+    return f"{_second(microseconds // 10**6)}.{microseconds % 10**6 // 10 ** (6 - digits):0{digits}d}Z"
 
 
-def _seconds(created: Any) -> float:
-    if type(created) in (float, int) and 0 <= created <= _LAST_SECOND:
-        return float(created)
-    return time.time()
+def _microseconds(created: Any) -> int:
+    """Rounded as datetime does it: cut off, 1700000000.123 would be 122.999 milliseconds after the second."""
+    if type(created) not in (float, int) or not 0 <= created <= _LAST_SECOND:
+        created = time.time()
+    microseconds: int = round(created * 10**6)
+    return microseconds
 
 
 @lru_cache(maxsize=8)
@@ -204,7 +204,9 @@ def _ecs(attributes: dict[str, Any], host: str) -> dict[str, Any]:
     }
     if lines := _traceback(attributes):
         kind, message = _exception(attributes, lines)
-        result["error"] = {"type": kind, "message": message, "stack_trace": "".join(lines).rstrip("\n")}
+        kind = kind and kind.rpartition(".")[2]
+        error = {"type": kind, "message": message, "stack_trace": "".join(lines).rstrip("\n")}
+        result["error"] = {name: value for name, value in error.items() if value is not None}
     elif get("stack_info"):
         result["error"] = {"stack_trace": get("stack_info")}
     for name, value in attributes.items():
@@ -218,8 +220,7 @@ def _add_to_ecs(result: dict[str, Any], name: str, value: Any) -> None:
     if isinstance(value, dict):
         result[name] = _over(value, there) if isinstance(there, dict) else value if there is None else there
     elif name in _ECS_OBJECTS:
-        labels = result.setdefault("labels", {})
-        labels[name] = value
+        result["labels"] = {**result.get("labels", {}), name: value}
     elif there is None:
         result[name] = value
 
@@ -236,7 +237,6 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 def _otel(attributes: dict[str, Any], host: str) -> dict[str, Any]:
     """OpenTelemetry's log data model."""
     get = attributes.get
-    seconds = _seconds(get("created"))
     named = {
         "code.function.name": get("funcName"),
         "code.file.path": get("pathname"),
@@ -253,7 +253,7 @@ def _otel(attributes: dict[str, Any], host: str) -> dict[str, Any]:
         named["code.stacktrace"] = get("stack_info")
     named.update((name, value) for name, value in attributes.items() if name not in STANDARD)
     return {
-        "Timestamp": str(int(seconds) * 10**9 + int(seconds % 1 * 10**9)),
+        "Timestamp": f"{_microseconds(get('created'))}000",
         "SeverityText": get("levelname"),
         "SeverityNumber": _severity(get("levelno")),
         "Body": get("msg", ""),
@@ -286,16 +286,17 @@ def _traceback(attributes: dict[str, Any]) -> list[str]:
 
 
 def _exception(attributes: dict[str, Any], lines: list[str]) -> tuple[str | None, str | None]:
-    """Class name and message of the record's exception; taken from the text where there is nothing but text."""
+    """Full class name and message of the record's exception; taken from the text where there is nothing but text."""
     info = attributes.get("exc_info")
     error = info[1] if isinstance(info, tuple) else info
     if isinstance(error, BaseException):
-        return type(error).__name__, text_of(error)
+        kind = type(error)
+        return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}", text_of(error)
     if isinstance(info, tuple):
         return None, None
     last = max((number for number, line in enumerate(lines) if line.startswith("  ")), default=-1)
     found = _EXCEPTION_LINE.match("".join(lines[last + 1 :]).rstrip("\n"))
-    return (found[1].rpartition(".")[2], found[2] or "") if found else (None, None)
+    return (found[1], found[2] or "") if found else (None, None)
 
 
 _LAYOUTS: dict[str, Callable[[dict[str, Any], str], dict[str, Any]]] = {
@@ -435,6 +436,12 @@ class LogstashFormatterV1(LogstashFormatter):
 class _PlainNames(string.Formatter):
     def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:
         return kwargs[field_name], field_name
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if _LONG_NUMBER.search(format_spec):
+            raise ValueError("a message does not get to ask for a text of a billion characters")
+        text: str = super().format_field(value, format_spec)
+        return text
 
 
 def _fill(text: str, fields: Mapping[str, Any]) -> str:

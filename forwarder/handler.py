@@ -28,6 +28,8 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 from forwarder.formatter import JSONFormatter, LogstashFormatter, LogstashFormatterV1, dumps, repr_of, text_of
@@ -86,7 +88,7 @@ class SocketHandler(logging.handlers.SocketHandler):
     ) -> None:
         port = app if isinstance(app, int) else None
         address = os.fspath(address or os.environ.get("FORWARDER_SOCKET") or DEFAULT_ADDRESS)
-        super().__init__(address, port)  # type: ignore[arg-type]  # as in the base class, no port means a Unix socket
+        super().__init__(address, port)  # as in the base class, no port means a Unix socket
         self.app = (app if isinstance(app, str) else None) or os.environ.get("FORWARDER_APP") or None
         self.topic = topic
         self.key = key
@@ -108,9 +110,8 @@ class SocketHandler(logging.handlers.SocketHandler):
     def _start(self) -> None:
         """Begin as a new process: nothing waits, nothing is connected."""
         self._pid = os.getpid()
-        self._lock = threading.RLock()
-        self._busy = False
-        self._inbox: deque[bytes] = deque()  # appended to by any thread; all else is touched by the one that has set _busy
+        self._at_work: dict[None, tuple[int, object]] = {}
+        self._inbox: deque[bytes] = deque()  # appended to by any thread; all else is touched by the one that is at work
         self._ring = Ring(self.backlog)
         self._helper: _Helper | None = None
         self._forking = False
@@ -155,7 +156,7 @@ class SocketHandler(logging.handlers.SocketHandler):
     def emit(self, record: logging.LogRecord) -> None:
         depth = getattr(_nesting, "depth", 0)
         if depth >= DEEPEST:
-            depth = _count_nesting()  # an interrupt may have left it wrong
+            depth = _count_calls(SocketHandler.emit, sys._getframe(1))  # an interrupt may have left it wrong
             if depth >= DEEPEST:
                 self._inbox.append(b"")
                 return
@@ -179,7 +180,7 @@ class SocketHandler(logging.handlers.SocketHandler):
             text = self._as_json(record, text)
         return f"{text}\n".encode("utf-8", "replace")
 
-    def send(self, s: bytes) -> None:
+    def send(self, s: bytes) -> None:  # type: ignore[override]  # the base class's Buffer has no name before Python 3.12
         """Put one line into the ring and send what the socket takes at once."""
         if os.getpid() != self._pid:
             self._start()
@@ -191,12 +192,8 @@ class SocketHandler(logging.handlers.SocketHandler):
         if not self.closeOnError or self.sock is None:
             with contextlib.suppress(RecursionError):  # the only one the base class lets through
                 logging.Handler.handleError(self, record)
-        elif self._lock.acquire(blocking=False):
-            try:
-                if not self._busy:
-                    self._drop_connection()
-            finally:
-                self._lock.release()
+        else:
+            self._alone(self._drop_connection)
 
     def flush(self) -> None:
         """Wait until everything is acknowledged, `close_timeout` seconds at most."""
@@ -218,9 +215,7 @@ class SocketHandler(logging.handlers.SocketHandler):
             self.flush()
         self._closed = True
         self._stop_helper()
-        with self._lock:
-            if not self._busy:
-                self._drop_connection()
+        self._alone(self._drop_connection)
         logging.Handler.close(self)
 
     def _position(self) -> tuple[int, int]:
@@ -253,25 +248,47 @@ class SocketHandler(logging.handlers.SocketHandler):
     def _pump(self, final: bool = False) -> None:
         """Get as much of the ring to the agent as can be now; `final` for all of it, looking for all acknowledgements."""
         for _ in range(2):  # again for what another thread left meanwhile, and then leave it to the next one or the helper
-            if self._busy or not self._lock.acquire(blocking=False):
-                return
-            try:
-                if self._busy:  # this thread, interrupted by a signal handler or a destructor that logs
-                    return
-                try:
-                    self._busy = True
-                    self._turn(final)
-                except BaseException:  # from outside, in the middle: nobody knows what has been sent
-                    self._drop_connection()
-                    self._ring.recount()
-                    raise
-                finally:
-                    self._busy = False
-            finally:
-                self._lock.release()
-            if not self._inbox:
+            if not self._alone(self._turn, final) or not self._inbox:
                 break
         self._see_to_helper()
+
+    def _alone(self, work: Callable[..., None], *args: Any) -> bool:
+        """Do `work`, unless a thread is at work already; whether it was done.
+
+        Who is at work stands in a dict, since `setdefault` is atomic, waits for nobody, and can be put right: an interrupt at
+        the wrong moment, after which a lock would stay taken for ever, is found out by the stack.
+        """
+        mine = (_thread.get_ident(), object())
+        before = self._at_work.setdefault(None, mine)
+        if before is not mine:
+            if before[0] != mine[0] or self._is_at_work(sys._getframe(1)):
+                return False  # another thread; or this one, interrupted by a signal handler or a destructor that logs
+            self._recover()
+        try:
+            work(*args)
+        except BaseException:
+            self._recover()
+            raise
+        finally:
+            self._at_work.clear()
+        return True
+
+    def _is_at_work(self, frame: FrameType | None) -> bool:
+        return _count_calls(SocketHandler._alone, frame, self) > 0
+
+    def _recover(self) -> None:
+        """After an exception from outside, in the middle: nobody knows what has been sent."""
+        self._drop_connection()
+        self._ring.recount()
+
+    def _relieve(self) -> None:
+        """Forget the thread that is at work, if an interrupt has made it stop without a word."""
+        there = self._at_work.get(None)
+        if there is not None:
+            frame = sys._current_frames().get(there[0])
+            if not self._is_at_work(frame) and self._at_work.get(None) is there:
+                self._recover()
+                self._at_work.clear()
 
     def _turn(self, final: bool) -> None:
         inbox, ring = self._inbox, self._ring
@@ -462,6 +479,7 @@ class _Helper:
                 return
             quiet = 0.0 if handler._waiting else quiet + TICK
             if not quiet:
+                handler._relieve()
                 handler._pump(final=True)
 
 
@@ -496,14 +514,14 @@ def parse_size(value: str | int) -> int:
     return int(found[1]) * _UNITS[found[2]]
 
 
-def _count_nesting() -> int:
-    """How many calls of `emit` there are in this thread below the one that asks."""
-    frame = sys._getframe(1).f_back
-    depth = 0
+def _count_calls(function: Callable[..., Any], frame: FrameType | None, handler: SocketHandler | None = None) -> int:
+    """How many calls of `function`, a method of `handler` if given, there are from `frame` on down."""
+    count = 0
     while frame is not None:
-        depth += frame.f_code is SocketHandler.emit.__code__
+        if frame.f_code is function.__code__ and (handler is None or frame.f_locals.get("self") is handler):
+            count += 1
         frame = frame.f_back
-    return depth
+    return count
 
 
 def _no_constant(name: str) -> Any:
@@ -514,13 +532,16 @@ def _before_fork() -> None:
     """No thread of ours at a fork: Python 3.12 and later warn of it."""
     for handler in list(_handlers):
         handler._forking = True
-        handler._stop_helper()
+        if handler._helper is not None:
+            handler._stop_helper()
+            time.sleep(0.001)  # it has said goodbye, and now the system may take it off its list
 
 
 def _in_parent() -> None:
     for handler in list(_handlers):
         handler._forking = False
-        handler._see_to_helper()
+        if handler._ring.unsent:  # what has only to be acknowledged has time, and from 3.13 on the warning comes after this
+            handler._see_to_helper()
 
 
 def _in_child() -> None:

@@ -1,4 +1,4 @@
-"""The agent's own log: standard error, one line an event, with priorities where the journal reads them. Never its own pipeline."""
+"""The agent's own log: standard error, one line an event, with priorities where the journal reads them. Never our own socket."""
 
 from __future__ import annotations
 

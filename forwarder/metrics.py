@@ -93,7 +93,7 @@ def status(agent: Agent) -> dict[str, Any]:
         "dropped": [{"app": app, "reason": reason, "records": count} for (app, reason), count in _dropped(agent).items()],
         "client_dropped": dict(agent.listener.client_dropped),
         "rejected": dict(agent.listener.rejected),
-        "cut": dict(agent.listener.cut + agent.tails.cut),
+        "cut": dict(agent.listener.cut + agent.tails.counts.cut),
         "connections": dict(_connections(agent)),
         "tail": agent.tails.statistics(),
         "errors": list(shipper.errors),
@@ -143,12 +143,20 @@ class _AgentCollector(Collector):
         yield counter("records_delivered", "Records that Kafka has acknowledged.", ["topic"], dict(shipper.delivered))
         yield counter("records_dropped", "Records given up, by reason.", ["app", "reason"], dict(_dropped(agent)))
         yield counter("records_dead", "Records Kafka refused for good, set aside.", ["reason"], dict(shipper.dead))
-        yield counter("records_cut", "Records above max_record, cut and marked.", ["app"], dict(listener.cut + agent.tails.cut))
         yield counter(
-            "tail_undecodable", "Records with bytes that their encoding does not know.", ["app"], dict(agent.tails.undecodable)
+            "records_cut", "Records above max_record, cut and marked.", ["app"], dict(listener.cut + agent.tails.counts.cut)
         )
         yield counter(
-            "tail_abandoned_bytes", "Bytes of files that were there and could not be read.", ["app"], dict(agent.tails.abandoned)
+            "tail_undecodable",
+            "Records with bytes that their encoding does not know.",
+            ["app"],
+            dict(agent.tails.counts.undecodable),
+        )
+        yield counter(
+            "tail_abandoned_bytes",
+            "Bytes of files that were there and could not be read.",
+            ["app"],
+            dict(agent.tails.counts.abandoned),
         )
         yield counter(
             "connections_rejected", "Connections closed for what they sent or who they are.", ["reason"], dict(listener.rejected)

@@ -41,6 +41,10 @@ class Ring:
         """How many records were taken since the last `rewind` and are not acknowledged."""
         return len(self._sent)
 
+    @property
+    def unsent(self) -> bool:
+        return bool(self._again or self._fresh)
+
     def put(self, record: bytes) -> None:
         """Add a record; an empty one stands for one that was lost before it got here."""
         if record and len(record) <= self.limit:

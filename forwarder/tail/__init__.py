@@ -15,7 +15,7 @@ import contextlib
 import logging
 import os
 import stat
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from itertools import count, pairwise
 from pathlib import Path
@@ -28,7 +28,7 @@ from forwarder.route import Route
 from forwarder.source import Source, Wake
 from forwarder.tail import identity as identities
 from forwarder.tail.discovery import Found, is_excluded, matches, rotation_bases, walk
-from forwarder.tail.file import TailedFile
+from forwarder.tail.file import Counts, TailedFile
 from forwarder.tail.growth import Growth
 from forwarder.tail.identity import Identity
 from forwarder.tail.inotify import Inotify
@@ -73,10 +73,7 @@ class Tails:
         first_start: bool,
     ) -> None:
         """`saved` are the rows of the last run; `forget` gets the name of each that leads to nothing any more."""
-        self.cut: Counter[str] = Counter()
-        self.undecodable: Counter[str] = Counter()
-        self.abandoned: Counter[str] = Counter()
-        """Bytes that were there and could not be read, by app."""
+        self.counts = Counts()
         self._tails = tails
         self._routes = routes
         self._saved = list(saved)
@@ -140,7 +137,7 @@ class Tails:
     def close(self) -> None:
         for file in {*self._files.values(), *self._ended}:
             if file.deleted and file.lag():
-                self.abandoned[file.app] += file.lag()
+                self.counts.abandoned[file.app] += file.lag()
                 log.error("%s is deleted, and %d bytes of it could not be read before the stop", file.path, file.lag())
             file.close()
         if self._inotify is not None:
@@ -153,8 +150,8 @@ class Tails:
             "hot": len(self._growth.hot),
             "rotated_or_deleted": len(self._gone),
             "held_deleted_bytes": sum(file.size for file in self._gone if file.deleted),
-            "undecodable": self.undecodable.total(),
-            "abandoned_bytes": self.abandoned.total(),
+            "undecodable": self.counts.undecodable.total(),
+            "abandoned_bytes": self.counts.abandoned.total(),
         }
 
     # Paths
@@ -316,7 +313,7 @@ class Tails:
                 or entry.key in self._files
                 or entry.key in self._retired
                 or is_excluded(entry.path, tail.exclude)
-                or self._tail_of(entry.path) is not None
+                or self._tail_of(entry.path) not in (None, tail)
             ):
                 continue
             fd = self._descriptor(entry.path)
@@ -328,9 +325,12 @@ class Tails:
                 if not before.rewritten or begin == entry.size:
                     os.close(fd)
                     continue
-            log.info("%s stood at %s for a while: it is read now", entry.path, path)
+            log.info("%s stood at %s for a while and is read now", entry.path, path)
             file = self._new(tail, path, entry.path, fd, begin)
-            self._gone[file] = self._loop.time()
+            if self._tail_of(entry.path) is None:
+                self._gone[file] = self._loop.time()
+            else:
+                self._stands(file, entry.path)
             self._begin(file)
             files.append(file)
         return files
@@ -404,8 +404,9 @@ class Tails:
             position,
             app=tail.app,
             route=self._routes(tail, origin),
-            lines=Lines(tail, origin, self._host, self.cut, self.undecodable),
+            lines=Lines(tail, origin, self._host),
             encoding=Encoding(tail.encoding, os.pread(fd, 4, 0)),
+            counts=self.counts,
             clock=self._clock,
             wake=self._wake,
         )
@@ -459,7 +460,6 @@ class Tails:
             for file in [file for file in self._ended if file.settled]:
                 self._ended.remove(file)
                 self._names.discard(file.name)
-                self.abandoned[file.app] += file.unreachable
                 self._removed(file)
                 file.close()
 

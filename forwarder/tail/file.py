@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,16 @@ log = logging.getLogger("forwarder.tail")
 SCAN_BYTES = 256 * 1024
 
 
+class Counts:
+    """What befell records and files, by app; a record counts once, however often it is read."""
+
+    def __init__(self) -> None:
+        self.cut: Counter[str] = Counter()
+        self.undecodable: Counter[str] = Counter()
+        self.abandoned: Counter[str] = Counter()
+        """Bytes that were there and could not be read, or not again when Kafka needed them again."""
+
+
 class TailedFile:
     """A Source. `path` is where the file is now, `origin` the path it was found at, `app` whose records it holds."""
 
@@ -44,6 +54,7 @@ class TailedFile:
         route: Route,
         lines: Lines,
         encoding: Encoding,
+        counts: Counts,
         clock: Callable[[], float],
         wake: Wake,
     ) -> None:
@@ -64,15 +75,14 @@ class TailedFile:
         """It was truncated, or written anew; `finished` is set then too."""
         self.last = False
         """The file is gone or given up: what is left of a line is one."""
-        self.unreachable = 0
-        """Bytes that could not be read again when Kafka needed them again."""
+        self._counts = counts
         self._route = route
         self._lines = lines
         self._encoding = encoding
         self._clock = clock
         self._wake = wake
         self._position = position
-        self._committed = position
+        self._committed = self._counted = position
         self._searched = position
         """No line ends between the position and here."""
         self._text = position
@@ -136,6 +146,11 @@ class TailedFile:
         start = self._position
         if start < HEAD_BYTES and len(self._head) == start:
             self._head += body[: HEAD_BYTES - start]
+        if start >= self._counted:
+            self._counted = end
+            self._counts.cut[self.app] += self._lines.cut_records
+            self._counts.undecodable[self.app] += self._lines.undecodable
+        self._lines.cut_records = self._lines.undecodable = 0
         self._marks.append((end, mark))
         self._position = self._searched = self._text = end
         self.size = max(self.size, end)
@@ -195,7 +210,7 @@ class TailedFile:
         while marks[-1][0] > position:
             marks.pop()
         if self.rewritten:
-            self.unreachable += self._position - position
+            self._counts.abandoned[self.app] += self._position - position
             log.error("%s: %d bytes that Kafka did not take are gone from the file", self.path, self._position - position)
             return
         self._position = self._searched = self._text = position

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import codecs
-from collections import Counter, deque
+from collections import deque
 from datetime import datetime, timezone
 
 import msgspec
@@ -62,14 +62,13 @@ class Encoding:
 class Lines:
     """Turns runs of whole lines of one file into records."""
 
-    def __init__(self, settings: config.Tail, path: str, host: str, cut: Counter[str], undecodable: Counter[str]) -> None:
-        """`cut` and `undecodable` count records by app."""
+    def __init__(self, settings: config.Tail, path: str, host: str) -> None:
+        self.cut_records = 0
+        self.undecodable = 0
+        """Records that were cut, or had bytes unknown to the encoding; for whoever counts them to take."""
         self.max_record = settings.max_record
         self._raw = settings.format == "raw"
-        self._app = settings.app
         self._ending = b"".join((b',"host":', _text(host), b',"app":', _text(settings.app), b',"path":', _text(path)))
-        self._cut = cut
-        self._undecodable = undecodable
 
     def records(self, body: bytes, encoding: Encoding, now: float) -> list[bytes]:
         """Records of `body`, whole lines each with its newline; `now`, in seconds, stands in those that are plain text."""
@@ -98,7 +97,7 @@ class Lines:
 
     def cut(self, beginning: bytes, size: int, encoding: Encoding, now: float) -> bytes:
         """The record for a line of `size` bytes that begins with `beginning`, at least `max_record` bytes of it."""
-        self._cut[self._app] += 1
+        self.cut_records += 1
         if self._raw:
             return beginning[: self.max_record]
         text = beginning[: self.max_record].decode(encoding.name, "replace").rstrip("\ufffd")
@@ -110,7 +109,7 @@ class Lines:
 
     def _wrap(self, record: bytes, opening: bytes) -> bytes:
         if len(record) > self.max_record:
-            self._cut[self._app] += 1
+            self.cut_records += 1
             text = codecs.utf_8_decode(record[: self.max_record], "ignore")[0]
             return b"".join((opening, _text(text), self._ending, b',"truncated":true,"original_size":%d}' % len(record)))
         if record[:1] == b"{" and record[-1:] == b"}":
@@ -125,7 +124,7 @@ class Lines:
     def _cut_all(self, records: list[bytes]) -> list[bytes]:
         if max(map(len, records), default=0) <= self.max_record:
             return records
-        self._cut[self._app] += sum(len(record) > self.max_record for record in records)
+        self.cut_records += sum(len(record) > self.max_record for record in records)
         return [record[: self.max_record] for record in records]
 
     def _transcode(self, body: bytes, encoding: Encoding) -> bytes:
@@ -133,7 +132,7 @@ class Lines:
             text = body.decode(encoding.name)
         except UnicodeDecodeError:
             text = body.decode(encoding.name, "replace")
-            self._undecodable[self._app] += sum("\ufffd" in line for line in text.split("\n"))
+            self.undecodable += sum("\ufffd" in line for line in text.split("\n"))
         return text.removeprefix("\ufeff").encode("utf-8", "replace")
 
     def _repair(self, body: bytes) -> bytes:
@@ -145,7 +144,7 @@ class Lines:
             for number, line in enumerate(lines):
                 repaired = line.decode("utf-8", "replace").encode()
                 if repaired != line:
-                    self._undecodable[self._app] += 1
+                    self.undecodable += 1
                     lines[number] = repaired
             return b"\n".join(lines)
         return body

@@ -12,6 +12,7 @@ import json
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -86,9 +87,13 @@ class FakeAgent:
             return [json.loads(line).get("message") for line in self.records]
 
     def until(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
-        """Wait until `condition` holds, looked at whenever something has arrived or a connection has come or gone."""
+        """Wait until `condition` holds, looked at whenever something happens here, and every few milliseconds."""
+        end = time.monotonic() + seconds
         with self._changed:
-            if not self._changed.wait_for(condition, seconds):
+            while not condition():
+                self._changed.wait(0.005)
+                if time.monotonic() < end:
+                    continue
                 raise AssertionError(
                     f"still not after {seconds} s: {len(self.records)} records of {self.arrivals}, "
                     f"{self.accepted} connections, greetings {self.greetings[-3:]}, last records {self.records[-3:]}"

@@ -49,7 +49,7 @@ encoding = "gb18030"
 ignore_older = "36h"
 [spool]
 max_bytes = "3GiB"
-max_bytes_per_app = "1000001B"
+max_bytes_per_app = "2000001B"
 fsync = "250ms"
 when_full = "drop-oldest"
 [[redact]]

@@ -101,6 +101,8 @@ BAD = [
      f'{{F}}: kafka.topic: "{"x" * 57}..." of 250 characters; allowed: {TOPIC}'),
     ("a line feed cannot break the line", kafka('topic = "a\\nb"'),
      f'{{F}}: kafka.topic: "a\\nb" with "\\n" in it; allowed: {TOPIC}'),
+    ("nor can a line separator", kafka('topic = "a\\u2028b"'),
+     f'{{F}}: kafka.topic: "a\\u2028b" with "\\u2028" in it; allowed: {TOPIC}'),
     # Sockets
     ("modes of two sockets", kafka('[[socket]]\nmode = "0990"\n[[socket]]\npath = "/b"\nmode = 660'),
      '{F}: socket[0].mode: "0990"; allowed: an octal string such as "0660"\n'
@@ -282,6 +284,10 @@ def test_a_key_that_may_stand_in_a_file_that_cannot_be_read_is_not_called_missin
 
 def test_a_file_that_is_not_there_is_told(file: Path) -> None:
     assert errors_of(file, {"FORWARDER__KAFKA__BOOTSTRAP_SERVERS": "k"}) == [f"{file}: not found"]
+
+
+def test_a_file_name_cannot_break_the_line(tmp_path: Path) -> None:
+    assert errors_of(tmp_path / "a\nb") == [f"{tmp_path}/a\\nb: not found"]
 
 
 def test_a_folder_in_place_of_the_file_is_told(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import zlib
 from pathlib import Path
 
 import pytest
@@ -245,7 +246,7 @@ def test_a_block_of_an_unknown_version_is_refused_with_what_to_do(directory: Pat
     data[4] = 9
     fields = blocks._FIELDS.size
     end = blocks.size_at(bytes(data), 0)
-    data[fields : fields + 4] = blocks._CRC.pack(blocks.zlib.crc32(data[fields + 4 : end], blocks.zlib.crc32(data[:fields])))
+    data[fields : fields + 4] = blocks._CRC.pack(zlib.crc32(data[fields + 4 : end], zlib.crc32(data[:fields])))
     path.write_bytes(data)
     with pytest.raises(blocks.UnknownVersion, match=r"format version 9, this release reads version 1: start the release"):
         open_spool(directory)
@@ -302,7 +303,9 @@ def test_no_app_name_leaves_the_spool_directory_or_meets_another(app: str) -> No
         max_size=60,
     )
 )
-def test_any_run_of_operations_gives_every_record_after_the_commit_in_order(tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]]) -> None:
+def test_any_run_of_operations_gives_every_record_after_the_commit_in_order(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]]
+) -> None:
     directory = tmp_path_factory.mktemp("spool")
     spool = open_spool(directory)
     issued = 0
