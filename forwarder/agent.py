@@ -117,6 +117,7 @@ class Agent:
         loop.add_signal_handler(signal.SIGTERM, self._stopping.set)
         loop.add_signal_handler(signal.SIGINT, self._interrupted)
         loop.add_signal_handler(signal.SIGUSR1, self._dump_status)
+        loop.add_signal_handler(signal.SIGHUP, self._hung_up)
 
     def _interrupted(self) -> None:
         if self._stopping.is_set():
@@ -124,6 +125,9 @@ class Agent:
             logging.shutdown()
             os._exit(STOPPED_AT_ONCE)
         self._stopping.set()
+
+    def _hung_up(self) -> None:
+        log.warning("HUP: this release reads its configuration at the start only; restart it for a new one, nothing is lost")
 
     def _dump_status(self) -> None:
         log.info("status: %s", msgspec.json.encode(metrics.status(self)).decode())

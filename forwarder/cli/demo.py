@@ -120,11 +120,16 @@ class _Demo:
 
     @contextlib.contextmanager
     def _broker(self) -> Iterator[str]:
+        from confluent_kafka import KafkaException, Producer
+
         if self._bootstrap is not None:
+            try:
+                Producer({"bootstrap.servers": self._bootstrap, "log_level": 0}).list_topics(timeout=10)
+            except KafkaException:
+                where = f"no Kafka answers at {self._bootstrap}; check --bootstrap, or leave it out for an embedded one"
+                raise SystemExit(f"forwarder: {where}") from None
             yield self._bootstrap
             return
-        from confluent_kafka import Producer
-
         cluster: Producer = Producer({"bootstrap.servers": "embedded", "test.mock.num.brokers": 1, "log_level": 0})
         broker = next(iter(cluster.list_topics(timeout=10).brokers.values()))
         yield f"{broker.host}:{broker.port}"
