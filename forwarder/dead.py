@@ -30,15 +30,27 @@ def write(directory: Path, app: str, letters: list[DeadLetter], now: float) -> N
     """Append `letters` to the app's file and sync it; raises OSError when the disk does not take them."""
     directory.mkdir(mode=0o700, exist_ok=True)
     lines = b"".join(msgspec.json.encode(_line(letter, now)) + b"\n" for letter in letters)
-    fd = os.open(directory / f"{directory_name(app)}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    fd = os.open(directory / f"{directory_name(app)}.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
-        size = os.fstat(fd).st_size
+        size = _cut_torn_line(fd)
         if os.write(fd, lines) != len(lines):
             os.ftruncate(fd, size)
             raise OSError(f"no room for the dead letters of {app}")
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _cut_torn_line(fd: int) -> int:
+    """Cut off a last line that a crash left unfinished: its record's position did not move, so it is refused again."""
+    size = os.fstat(fd).st_size
+    end = size
+    while end and os.pread(fd, 1, end - 1) != b"\n":
+        start = max(end - 65536, 0)
+        end = start + os.pread(fd, end - start, start).rfind(b"\n") + 1
+    if end < size:
+        os.ftruncate(fd, end)
+    return end
 
 
 def _line(letter: DeadLetter, now: float) -> dict[str, object]:

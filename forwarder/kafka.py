@@ -1,10 +1,9 @@
 """The one place that talks to librdkafka.
 
-Two ways to send. `send` hands a whole batch for one partition to librdkafka in one call and hears of its last record only:
-batches cost 1.5 microseconds a record where `produce` and a report for each cost 2.3 (same run, kcat 1.45). That is sound because
-the reports of one partition come in order and the gapless guarantee is on: a record that fails for good makes the producer
-fatal, so the last one cannot succeed after a failure before it. `send_each` hears of every record, for records that keys
-spread over partitions and for finding the one that made a producer fatal.
+Two ways to send. `send` hands a whole batch for one partition to librdkafka in one call (see rdkafka) and hears of its last
+record only. That is sound because the reports of one partition come in order and the gapless guarantee is on: a record that
+fails for good makes the producer fatal, so the last one cannot succeed after a failure before it. `send_each` hears of every
+record, for records that keys spread over partitions and for finding the one that made a producer fatal.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from forwarder.config import Config
+from forwarder.rdkafka import BatchCall, Unavailable
 
 log = logging.getLogger("forwarder.kafka")
 
@@ -116,26 +116,34 @@ class Kafka:
         self.fatal = ""
         """Why the producer can send nothing more, or empty."""
         self.connected = False
-        self._producer = Producer(
-            {**producer_properties(config, way), "error_cb": self._on_error, "logger": _client_log},
-        )
-        self._send_batch = getattr(self._producer, "produce_batch", self._send_singly)
+        properties = producer_properties(config, way)
+        self._producer = Producer({**properties, "error_cb": self._on_error, "logger": _client_log})
+        try:
+            self._batch: BatchCall | None = BatchCall(self._producer, str(properties["client.id"]))
+        except Unavailable as error:
+            log.warning("records are handed to librdkafka one by one, at twice the cost: %s", error)
+            self._batch = None
         self._topic_changed = topic_changed
         self._asked: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         threading.Thread(target=self._look_up, name="forwarder-metadata", daemon=True).start()
 
     def send(self, topic: str, records: list[bytes], partition: int, last: Report) -> KafkaError | None:
         """Queue `records`, at least one, for one partition; `last` hears of the last. An error means that it will not."""
-        messages: list[dict[str, Any]] = [{"value": record} for record in records]
-        messages[-1]["callback"] = last
+        produce = self._producer.produce
         try:
-            if self._send_batch(topic, messages, partition) == len(messages):
-                return None
+            if self._batch is None:
+                for record in records[:-1]:
+                    produce(topic, record, None, partition)
+            elif len(records) > 1:
+                error = self._batch.send(topic, records[:-1], partition)
+                if error is not None:
+                    return error
+            produce(topic, records[-1], None, partition, last)
         except KafkaException as error:
             return error.args[0]  # type: ignore[no-any-return]
         except BufferError:
             return KafkaError(KafkaError._QUEUE_FULL)
-        return next((message["_error"] for message in messages if "_error" in message), None)
+        return None
 
     def send_each(
         self, topic: str, records: Sequence[tuple[bytes | None, bytes]], each: Report
@@ -150,12 +158,6 @@ class Kafka:
             except BufferError:
                 refused.append((KafkaError(KafkaError._QUEUE_FULL), key, value))
         return refused
-
-    def _send_singly(self, topic: str, messages: list[dict[str, Any]], partition: int) -> int:
-        """What `produce_batch` does, for releases of confluent-kafka before 2.13, which do not have it."""
-        for message in messages:
-            self._producer.produce(topic, message["value"], None, partition, message.get("callback"))
-        return len(messages)
 
     def poll(self) -> int:
         """Serve reports; returns how many events were served."""
@@ -187,6 +189,8 @@ class Kafka:
     def close(self) -> None:
         """Give up what is queued; nothing is reported any more. Does not wait."""
         self._asked.put(None)
+        if self._batch is not None:
+            self._batch.close()
         self._producer.purge()
 
     def _on_error(self, error: KafkaError) -> None:

@@ -83,7 +83,7 @@ class Listener:
                 path = Path(settings.path)
                 sock = unix.bind(path, mode=settings.mode, group=settings.group)
                 self._bound[path] = unix.identify(path)
-            server = await self._loop.create_unix_server(partial(Connection, self, settings), sock=sock)
+            server = await self._loop.create_unix_server(partial(Connection, self, settings), sock=sock, backlog=unix.BACKLOG)
             self._servers.append(server)
             log.info("listening on %s%s", settings.path, "" if Path(settings.path) in self._bound else ", handed over by systemd")
 
@@ -112,7 +112,8 @@ class Listener:
             self.received[app] += batch.count
             self.received_bytes[app] += len(batch.records)
         if connection.answers:
-            connection.safe = batch.first + batch.count
+            # A resend of what is known ends below what was acknowledged at the start.
+            connection.safe = max(connection.safe, batch.first + batch.count)
             if self._acknowledge_after_sync:
                 self._to_acknowledge.add(connection)
                 if self._syncing is None:
@@ -239,10 +240,14 @@ class Connection(asyncio.Protocol):
             return
         if dialect is None:
             return
-        if opening.greeting is not None:
-            self._greet(opening.greeting)
-        else:
-            self._start(dialect)
+        try:
+            if opening.greeting is not None:
+                self._greet(opening.greeting)
+            else:
+                self._start(dialect)
+        except OSError as error:
+            self._reject("spool", f"cannot be served: the spool of app {self.app} cannot be opened: {error}")
+            return
         self._take = self._pickled if dialect == "pickled" else self._native
         if opening.rest:
             self._take(opening.rest)
@@ -361,8 +366,15 @@ class Connection(asyncio.Protocol):
         if self.answers:
             self._pending.clear()
             return
+        if self._frames.pending:
+            self._listener.rejected["cut"] += 1
+            log.warning("%s: %s ended in the middle of a record, which is lost", self._settings.path, self.peer)
         if self._take == self._open and self._opening.rest[:1] == b"{":
-            self._start("lines")
+            try:
+                self._start("lines")
+            except OSError as error:
+                self._reject("spool", f"cannot be served: the spool of app {self.app} cannot be opened: {error}")
+                return
             self._native(self._opening.rest)
         if rest := self._lines.finish():
             self._store(rest, 1)

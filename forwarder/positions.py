@@ -18,6 +18,8 @@ import msgspec
 log = logging.getLogger("forwarder.positions")
 
 _VERSION = 1
+_NO_DAMAGE = ("unable to open", "locked", "readonly", "is full")
+"""In SQLite's message: the file may be well, and is not to be given up."""
 
 
 class UnknownVersion(Exception):
@@ -46,7 +48,7 @@ class Positions:
         try:
             self._connection = self._open()
         except sqlite3.DatabaseError as error:
-            if not path.exists() or "unable to open" in str(error):
+            if not path.exists() or any(reason in str(error) for reason in _NO_DAMAGE):
                 raise OSError(f"cannot open {path}: {error}") from error
             aside = path.with_name(f"{path.name}.bad-{int(time.time())}")
             for suffix in ("", "-wal", "-shm"):
@@ -72,7 +74,9 @@ class Positions:
                 "CREATE TABLE IF NOT EXISTS source (name TEXT PRIMARY KEY, position INTEGER NOT NULL, detail TEXT NOT NULL)"
             )
             connection.execute(f"PRAGMA user_version={_VERSION}")
-            connection.execute("SELECT count(*) FROM source WHERE typeof(position) = 'integer'").fetchone()
+            wrong = "typeof(name) != 'text' OR typeof(position) != 'integer' OR typeof(detail) != 'text'"
+            if connection.execute(f"SELECT count(*) FROM source WHERE {wrong}").fetchone() != (0,):  # noqa: S608
+                raise sqlite3.DatabaseError("rows are not what they should be")
         except BaseException:
             connection.close()
             raise

@@ -55,7 +55,8 @@ def make_route(topic: str, key: str | None, *, app: str, host: str, prepare: Pre
 
 def topic_name(text: str) -> str:
     """`text` with every character that Kafka does not allow in a topic replaced by `_`, and at most 249 characters."""
-    return _NOT_IN_TOPIC.sub("_", text)[:249] or MISSING
+    name = _NOT_IN_TOPIC.sub("_", text)[:249] or MISSING
+    return name.replace(".", "_") if name in {".", ".."} else name
 
 
 def _bind(template: str, app: str, host: str) -> str | Pick:

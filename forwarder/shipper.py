@@ -342,7 +342,9 @@ class Shipper:
                 return
         for name, pairs in groups.items():
             flight.topics[name] = len(pairs)
-        flight.way = Way.BATCHED if flight.start < flight.lane.careful_until else Way.GAPLESS
+        if flight.start < flight.lane.careful_until:
+            # With a batch refused and tried again record by record, records behind it would overtake those of their key.
+            flight.way = Way.SINGLE if route.key is not None else Way.BATCHED
         flight.lane.flights.append(flight)
         self._queue(flight, groups)
 

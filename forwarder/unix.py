@@ -34,7 +34,7 @@ class Peer(msgspec.Struct, frozen=True):
         except KeyError:
             user = str(self.uid)
         try:
-            command = Path(f"/proc/{self.pid}/comm").read_text().strip()
+            command = Path(f"/proc/{self.pid}/comm").read_text(errors="replace").strip()
         except OSError:
             command = "ended"
         return f"pid {self.pid} ({command}) of user {user}"

@@ -12,10 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.harness import apps
 from tests.harness.agent import Agent
 from tests.harness.kafka import Kafka, KafkaFailed
+
+# A busy machine is no failure; a seed that fails is.
+settings.register_profile("forwarder", deadline=None, print_blob=True)
+settings.load_profile("forwarder")
 
 AGENTS = pytest.StashKey[list[Agent]]()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import resource
 import sys
 from typing import Any
 
@@ -29,8 +30,15 @@ def run(args: argparse.Namespace) -> int:
     from forwarder.spool import block
 
     logs.set_up()
+    _raise_descriptor_limit()
     try:
         return agent.run(settings, uvloop.new_event_loop)
     except (agent.StateInUse, unix.SocketInUse, positions.UnknownVersion, block.UnknownVersion, OSError) as error:
         print(f"forwarder: cannot run: {error}", file=sys.stderr)
         return 1
+
+
+def _raise_descriptor_limit() -> None:
+    """Each connection takes a descriptor; the soft limit is low for the sake of programs that use select()."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

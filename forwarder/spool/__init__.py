@@ -335,10 +335,11 @@ class Spool:
     def _step_over_damage(self, segment: Segment, offset: int) -> None:
         with blocks.mapped(segment.path) as data:
             following = min(blocks.next_good(data, offset + 1), segment.size)
-            kept = quarantine(self._directory, segment, offset, data[offset:following])
+            kept = self._set_aside(segment, offset, data[offset:following])
         self.damaged_bytes += following - offset
         self._read_at = segment.first + following
-        log.error("app %s: %d damaged bytes in %s stepped over, kept as %s", self.app, following - offset, segment.path, kept)
+        what = f"kept as {kept}" if kept else "not kept"
+        log.error("app %s: %d damaged bytes in %s stepped over, %s", self.app, following - offset, segment.path, what)
 
     def _close_reader(self) -> None:
         if self._read_fd >= 0:
@@ -381,6 +382,11 @@ class Spool:
         self._remove_first()
         return lost
 
+    def release(self) -> None:
+        """Room is short: give back a last segment too, which `commit` spares, if all of it is committed."""
+        while self._segments and self._committed >= self.end:
+            self._remove_first()
+
     def _remove_first(self) -> None:
         if len(self._segments) == 1:
             self._seal()
@@ -421,11 +427,21 @@ class Spool:
             self._write_fd = os.open(last.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
 
     def _cut_tail(self, segment: Segment, damage: blocks.Damage, data: bytes) -> None:
-        kept = quarantine(self._directory, segment, damage.start, data)
+        kept = self._set_aside(segment, damage.start, data)
+        if not kept:
+            return  # it stays where it is, and is stepped over
         os.truncate(segment.path, damage.start)
         segment.size = damage.start
         self.damaged_bytes += len(data)
         log.error("app %s: %d bytes at the end of %s are no whole block, moved to %s", self.app, len(data), segment.path, kept)
+
+    def _set_aside(self, segment: Segment, start: int, data: bytes) -> Path | None:
+        """`quarantine`; None when the disk does not take it, which is no reason to stop."""
+        try:
+            return quarantine(self._directory, segment, start, data)
+        except OSError as error:
+            log.warning("app %s: %d damaged bytes of %s cannot be set aside: %s", self.app, len(data), segment.path, error)
+            return None
 
     def _learn_sessions(self) -> None:
         """From the newest segment that opens with a list of sessions on."""

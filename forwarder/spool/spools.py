@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ from forwarder.spool.block import NO_SESSION
 log = logging.getLogger("forwarder.spool")
 
 SMALLEST_SEGMENT = 64 * 1024
+REPORT_SECONDS = 60.0
+RELEASE_SECONDS = 0.1
 
 
 class SpoolFull(Exception):
@@ -41,7 +44,8 @@ class Spools:
         self._added = added
         self._shared = Shared()
         self._spools: dict[str, Spool] = {}
-        self._full_reported: set[str] = set()
+        self._reported: dict[str, float] = {}
+        self._released = -RELEASE_SECONDS
         self._syncing = asyncio.Lock()
 
     def open_all(self, positions: Mapping[str, int]) -> None:
@@ -88,10 +92,7 @@ class Spools:
         first: int = 0,
     ) -> None:
         """Append to `spool` within the quotas; raises SpoolFull when the records must wait."""
-        if (
-            spool.bytes + len(records) > self._settings.max_bytes_per_app
-            or self._shared.disk_bytes + len(records) > self._settings.max_bytes
-        ) and not self._make_room(spool, len(records), count):
+        if not self._has_room(spool, len(records)) and not self._make_room(spool, len(records), count):
             if session != NO_SESSION:
                 spool.sessions[session] = first + count
             return
@@ -100,12 +101,31 @@ class Spools:
         except OSError as error:
             self.disk_errors += 1
             self._report(spool.app, f"the disk does not take records ({error}); apps wait, shipping goes on")
+            self._release()
             raise SpoolFull(str(error)) from error
-        if self._full_reported:
-            self._full_reported.discard(spool.app)
+
+    def _has_room(self, spool: Spool, size: int) -> bool:
+        """Whether `size` bytes fit; those too large for any quota do when nothing else is there."""
+        total = self._shared.disk_bytes
+        return (not spool.bytes or spool.bytes + size <= self._settings.max_bytes_per_app) and (
+            not total or total + size <= self._settings.max_bytes
+        )
+
+    def _release(self) -> None:
+        """Let every spool give back what it holds of what is in Kafka already; it is many times as much as one tries again."""
+        now = time.monotonic()
+        if now - self._released >= RELEASE_SECONDS:
+            self._released = now
+            for spool in self._spools.values():
+                spool.release()
 
     def _make_room(self, spool: Spool, size: int, count: int) -> bool:
         """Whether the records may be appended; False when they are dropped instead."""
+        spool.release()
+        if not self._has_room(spool, size):
+            self._release()
+        if self._has_room(spool, size):
+            return True
         policy = self._settings.when_full
         if policy == "drop-newest":
             self._report(spool.app, "the spool is full: new records are dropped")
@@ -123,9 +143,10 @@ class Spools:
         raise SpoolFull("quota reached")
 
     def _report(self, app: str, what: str) -> None:
-        """Once for each app until it has room again."""
-        if app not in self._full_reported:
-            self._full_reported.add(app)
+        """Once a minute for each app, as long as it goes on."""
+        now = time.monotonic()
+        if now - self._reported.get(app, -REPORT_SECONDS) >= REPORT_SECONDS:
+            self._reported[app] = now
             log.warning("app %s: %s", app, what)
 
     async def sync(self) -> None:

@@ -33,6 +33,7 @@ from forwarder.tail.growth import Growth
 from forwarder.tail.identity import Identity
 from forwarder.tail.inotify import Inotify
 from forwarder.tail.lines import Encoding, Lines
+from forwarder.tail.lookup import Key, behind_copied, find, key_of, leads_to, siblings, start_of_last_line
 
 log = logging.getLogger("forwarder.tail")
 
@@ -44,8 +45,6 @@ COPY_SECONDS = 2.0
 """How long a file that looks like a copy of another must not have grown to be taken for one of its own."""
 RETIRED_KEPT = 10_000
 PREFIX = "tail:"
-
-Key = tuple[int, int]
 
 
 class Suspect(msgspec.Struct):
@@ -214,7 +213,7 @@ class Tails:
     def _stands(self, file: TailedFile, path: str) -> None:
         self._at[path] = file
         self._gone.pop(file, None)
-        if not _leads_to(file.path, file.key):
+        if not leads_to(file.path, file.key):
             file.path = path
 
     def _leave(self, file: TailedFile) -> None:
@@ -230,7 +229,7 @@ class Tails:
         fd = self._descriptor(path)
         if fd is None:
             return None
-        known = self._files.get(_key(fd))
+        known = self._files.get(key_of(fd))
         if known is not None:
             # Another file than a moment ago, and one that moved here from elsewhere.
             os.close(fd)
@@ -251,13 +250,13 @@ class Tails:
 
     def _beginning(self, tail: config.Tail, fd: int, copied: TailedFile | None) -> int:
         """Where to begin in a file that is not known."""
-        retired = self._retired.pop(_key(fd), None)
+        retired = self._retired.pop(key_of(fd), None)
         if retired is not None and identities.holds(fd, *retired):
             return retired[1]
         if copied is not None:
-            return _behind_copied(fd, copied.identity(copied.position), copied.position)
+            return behind_copied(fd, copied.identity(copied.position), copied.position)
         if self._to_end and tail.start == "end":
-            return _start_of_last_line(fd, tail)
+            return start_of_last_line(fd, Encoding(tail.encoding, os.pread(fd, 4, 0)))
         return 0
 
     def _copied_from(self, path: str, fd: int) -> TailedFile | None:
@@ -268,7 +267,7 @@ class Tails:
         """
         directory, _, name = path.rpartition("/")
         status = os.fstat(fd)
-        key = _key(fd)
+        key = key_of(fd)
         for base in rotation_bases(name):
             original = self._at.get(f"{directory}/{base}")
             if original is None or not identities.starts_alike(fd, original.head):
@@ -306,7 +305,7 @@ class Tails:
         position = before.position if before is not None else 0
         directory, _, base = path.rpartition("/")
         files = []
-        for entry in sorted(_siblings(directory), key=lambda entry: entry.modified):
+        for entry in sorted(siblings(directory), key=lambda entry: entry.modified):
             if (
                 base not in rotation_bases(entry.name)
                 or entry.modified < last.modified
@@ -321,7 +320,7 @@ class Tails:
                 continue
             begin = 0
             if before is not None and identities.starts_alike(fd, before.head):
-                begin = _behind_copied(fd, last, position)
+                begin = behind_copied(fd, last, position)
                 if not before.rewritten or begin == entry.size:
                     os.close(fd)
                     continue
@@ -360,7 +359,7 @@ class Tails:
         """Find the files that stood at `path`, and those that came after them; `inodes` are those of all rows."""
         files: list[TailedFile] = []
         for identity, row in rows:
-            found = _find(identity, row.position, inodes)
+            found = find(identity, row.position, inodes)
             if found is None:
                 log.info("%s: inode %d is not there any more, or was truncated", path, identity.inode)
                 self._forget(row.name)
@@ -368,7 +367,7 @@ class Tails:
                     files += self._unseen(tail, path, identity, None)
                 continue
             there, fd = found
-            key = _key(fd)
+            key = key_of(fd)
             name = row.name
             if key[1] != identity.inode:
                 self._forget(row.name)
@@ -484,86 +483,6 @@ class Tails:
         if what not in self._reported:
             self._reported.add(what)
             log.warning("%s", text)
-
-
-class Entry(msgspec.Struct, frozen=True):
-    """A regular file in a directory."""
-
-    name: str
-    path: str
-    key: Key
-    size: int
-    modified: int
-
-
-def _siblings(directory: str) -> list[Entry]:
-    entries = []
-    with contextlib.suppress(OSError), os.scandir(directory or "/") as found:
-        for each in found:
-            with contextlib.suppress(OSError):
-                status = each.stat(follow_symlinks=False)
-                if stat.S_ISREG(status.st_mode):
-                    key = status.st_dev, status.st_ino
-                    entries.append(Entry(each.name, each.path, key, status.st_size, status.st_mtime_ns))
-    return entries
-
-
-def _find(identity: Identity, position: int, inodes: set[int]) -> tuple[str, int] | None:
-    """Path and descriptor of the file that `identity` tells of, or of a copy whose inode is not among `inodes`; None if gone."""
-    directory, _, base = identity.path.rpartition("/")
-    siblings = _siblings(directory)
-    same = [entry for entry in siblings if entry.key[1] == identity.inode]
-    same.sort(key=lambda entry: entry.path != identity.path)
-    paths = [entry.path for entry in same]
-    with contextlib.suppress(OSError):
-        if Path(identity.path).stat().st_ino == identity.inode:
-            paths.insert(0, identity.path)
-    if position >= identities.SURE_BYTES:
-        copies = [entry for entry in siblings if entry.key[1] not in inodes and base in rotation_bases(entry.name)]
-        paths += [entry.path for entry in copies]
-    for path in paths:
-        with contextlib.suppress(OSError):
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-            if identities.holds(fd, identity, position):
-                return path, fd
-            os.close(fd)
-    return None
-
-
-def _behind_copied(fd: int, copied: Identity, position: int) -> int:
-    """In a copy of a file that was read up to `position`: where what is new begins."""
-    size = os.fstat(fd).st_size
-    if size <= position:
-        return size
-    return position if identities.holds(fd, copied, position) else 0
-
-
-def _start_of_last_line(fd: int, tail: config.Tail) -> int:
-    """Where the line begins that is still being written at the end of a file."""
-    size = os.fstat(fd).st_size
-    encoding = Encoding(tail.encoding, os.pread(fd, 4, 0))
-    step = 64 * 1024
-    start = size - size % step
-    while start >= 0:
-        data = os.pread(fd, min(step, size - start), start)
-        end = encoding.last_end(data, 0)
-        if end:
-            return start + end
-        start -= step
-    return 0
-
-
-def _key(fd: int) -> Key:
-    status = os.fstat(fd)
-    return status.st_dev, status.st_ino
-
-
-def _leads_to(path: str, key: Key) -> bool:
-    try:
-        status = Path(path).stat()
-    except OSError:
-        return False
-    return (status.st_dev, status.st_ino) == key
 
 
 def _walk_all(tails: tuple[config.Tail, ...]) -> list[tuple[config.Tail, Found]]:

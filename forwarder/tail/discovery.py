@@ -48,13 +48,13 @@ def _descend(directory: str, parts: tuple[str, ...], found: Found) -> None:
             elif not rest and not entry.name.startswith("."):
                 found.files[entry.path] = None
     elif not _MAGIC.search(part):
-        found.directories.add(directory)
         path = directory.rstrip("/") + "/" + part
-        if not rest:
-            if os.path.lexists(path):
-                found.files[path] = None
-        elif Path(path).is_dir():
+        if rest and Path(path).is_dir():
             _descend(path, rest, found)
+            return
+        found.directories.add(directory)
+        if not rest and os.path.lexists(path):
+            found.files[path] = None
     else:
         for entry in _entries(directory, found):
             if not _name_matches(entry.name, part):

@@ -93,10 +93,16 @@ def test_a_disk_that_takes_only_a_part_leaves_no_torn_line(tmp_path: Path) -> No
     assert [line["value"] for line in lines(tmp_path, "shop")] == ["before", "after"]
 
 
-def test_a_line_that_a_crash_cut_off_does_not_spoil_the_next(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [1, 65_535, 65_536, 65_537, 200_000])
+def test_a_line_that_a_crash_cut_off_goes(tmp_path: Path, size: int) -> None:
     write(tmp_path, "shop", [letter(b"before")], NOON)
     file = tmp_path / "shop.jsonl"
-    file.write_bytes(file.read_bytes() + b'{"time":"2026')
+    file.write_bytes(file.read_bytes() + b"x" * size)
     write(tmp_path, "shop", [letter(b"after")], NOON)
-    found = file.read_bytes().splitlines()
-    assert [json.loads(found[0])["value"], json.loads(found[-1])["value"]] == ["before", "after"]
+    assert [line["value"] for line in lines(tmp_path, "shop")] == ["before", "after"]
+
+
+def test_a_file_with_nothing_but_a_line_cut_off_begins_anew(tmp_path: Path) -> None:
+    (tmp_path / "shop.jsonl").write_bytes(b"{" * 100_000)
+    write(tmp_path, "shop", [letter(b"after")], NOON)
+    assert [line["value"] for line in lines(tmp_path, "shop")] == ["after"]
