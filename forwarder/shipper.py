@@ -46,6 +46,9 @@ STICKY_BYTES = 256 * 1024
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.2, 15.0
 TOPIC_REFRESH = 300.0
 DRAIN_PATIENCE = 5.0
+CAREFUL_SECONDS = 60.0
+"""How long an app is sent carefully after a record of it was refused: the next one then disturbs nobody else."""
+HOLD = 0.02
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0, 3600.0)
 
 Keyed = tuple[bytes | None, bytes]
@@ -117,6 +120,9 @@ class Lane:
         self.backoff = FIRST_BACKOFF
         self.failed = False
         self.careful_until = 0
+        """What is before this position is sent carefully."""
+        self.careful_for = 0.0
+        """Until this time on the loop's clock everything is."""
         self.saved = -1
         """The position on disk; none is known to be there until the first is saved."""
         self.behind_since = 0.0
@@ -303,6 +309,8 @@ class Shipper:
         if route.prepare is not None and records:
             records = route.prepare(records)
         flight = Flight(lane, chunk, sum(map(len, records)) + RECORD_OVERHEAD * len(records), self._landed)
+        if lane.careful_for > self._last_turn:
+            lane.careful_until = max(lane.careful_until, chunk.end)
         if not records:
             lane.flights.append(flight)
             self._advance(lane)
@@ -331,6 +339,15 @@ class Shipper:
             flight.land()
 
     def _send_each(self, flight: Flight, route: Route, records: list[bytes]) -> None:
+        lane = flight.lane
+        if flight.start < lane.careful_until:
+            # With a batch refused and tried again record by record, records behind it would overtake those of their key.
+            flight.way = Way.BATCHED if route.key is None else Way.SINGLE
+        if route.key is not None and any(other.left and other.way is not flight.way for other in lane.flights):
+            # So would those that another producer sends meanwhile.
+            lane.source.seek(flight.start)
+            self._pause(lane, HOLD)
+            return
         groups: dict[str, list[Keyed]] = {}
         for record in records:
             name = route.topic if isinstance(route.topic, str) else route.topic(record)
@@ -342,10 +359,7 @@ class Shipper:
                 return
         for name, pairs in groups.items():
             flight.topics[name] = len(pairs)
-        if flight.start < flight.lane.careful_until:
-            # With a batch refused and tried again record by record, records behind it would overtake those of their key.
-            flight.way = Way.SINGLE if route.key is not None else Way.BATCHED
-        flight.lane.flights.append(flight)
+        lane.flights.append(flight)
         self._queue(flight, groups)
 
     def _queue(self, flight: Flight, groups: Mapping[str, list[Keyed]]) -> None:
@@ -402,9 +416,10 @@ class Shipper:
             self._main.fatal = self._main.fatal or error.str()
             return False
         for_good = [each for each in flight.refused if each.error.code() in FOR_GOOD]
-        if for_good and flight.way is Way.BATCHED:
+        if for_good and flight.way is not Way.SINGLE and not flight.pinned:
             # It may only have shared a batch with the one to blame: each of them once more, alone.
             flight.way = Way.SINGLE
+            lane.careful_until = max(lane.careful_until, flight.end)
             self._queue_again(flight)
             return False
         if for_good and flight.way is Way.SINGLE:
@@ -434,6 +449,7 @@ class Shipper:
             log.warning("app %s: %s", app, what)
             self._note(what, app)
         flight.refused = [each for each in flight.refused if each.error.code() not in FOR_GOOD]
+        flight.lane.careful_for = self._loop.time() + CAREFUL_SECONDS
 
     def _try_again(self, lane: Lane) -> None:
         """All flights of a failed lane have landed: after a while the first batch that failed and all behind it again."""
@@ -475,7 +491,9 @@ class Shipper:
 
     def _retire_careful(self) -> None:
         """Close the careful producers once every lane is past what made them necessary."""
-        if len(self._producers) > 1 and all(lane.position >= lane.careful_until for lane in self._lanes.values()):
+        if len(self._producers) > 1 and all(
+            lane.position >= lane.careful_until and lane.careful_for <= self._last_turn for lane in self._lanes.values()
+        ):
             for way in (Way.BATCHED, Way.SINGLE):
                 if way in self._producers:
                     self._producers.pop(way).close()
@@ -531,12 +549,19 @@ class Shipper:
     def _wait(self, lane: Lane, topic: str) -> None:
         """Leave the lane alone for a while, each time longer, or until the topic it waits for can be reached."""
         lane.waits_for = topic
-        lane.waiting = self._loop.call_later(lane.backoff, self._waited, lane)
+        self._pause(lane, lane.backoff)
         lane.backoff = min(lane.backoff * 2, LONGEST_BACKOFF)
+
+    def _pause(self, lane: Lane, seconds: float) -> None:
+        if lane.waiting is not None:
+            lane.waiting.cancel()
+        lane.waiting = self._loop.call_later(seconds, self._waited, lane)
 
     def _waited(self, lane: Lane) -> None:
         lane.waiting = None
         lane.waits_for = ""
+        if lane.failed:
+            return  # its flights are still landing; what becomes of those refused is decided after the last
         for flight in list(lane.flights):
             if flight.refused and flight.left == 0:
                 self._queue_again(flight)

@@ -3,12 +3,17 @@
 The quotas are in bytes on disk. What happens at a full spool is the configuration's choice: `block` refuses with SpoolFull,
 and whoever holds the records waits for room; `drop-newest` and `drop-oldest` give records up and count them. One app over
 its own share never costs another app anything; when all together are over theirs, the largest spool gives way.
+
+The last bytes of the disk are never taken: without room for positions nothing that Kafka has could be given up, and a disk
+that the spool has filled would stay full for ever.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +29,11 @@ log = logging.getLogger("forwarder.spool")
 SMALLEST_SEGMENT = 64 * 1024
 REPORT_SECONDS = 60.0
 RELEASE_SECONDS = 0.1
+KEPT_FREE = 16 * 1024 * 1024
+KEPT_FREE_SHARE = 16
+"""What is left of the disk: KEPT_FREE, or one part in KEPT_FREE_SHARE of a small one."""
+CHECK_BYTES = 256 * 1024
+"""The room on the disk is looked at each time that so much was written."""
 
 
 class SpoolFull(Exception):
@@ -46,6 +56,7 @@ class Spools:
         self._spools: dict[str, Spool] = {}
         self._reported: dict[str, float] = {}
         self._released = -RELEASE_SECONDS
+        self._unchecked = CHECK_BYTES
         self._syncing = asyncio.Lock()
 
     def open_all(self, positions: Mapping[str, int]) -> None:
@@ -97,12 +108,23 @@ class Spools:
                 spool.sessions[session] = first + count
             return
         try:
+            self._check_disk(len(records))
             spool.append(records, count, received, route=route, session=session, first=first)
         except OSError as error:
             self.disk_errors += 1
             self._report(spool.app, f"the disk does not take records ({error}); apps wait, shipping goes on")
             self._release()
             raise SpoolFull(str(error)) from error
+
+    def _check_disk(self, size: int) -> None:
+        """Raises OSError when the rest of the disk is to be left free."""
+        self._unchecked += size
+        if self._unchecked < CHECK_BYTES:
+            return
+        room = os.statvfs(self._directory)
+        if room.f_bavail * room.f_frsize - size < min(KEPT_FREE, room.f_blocks * room.f_frsize // KEPT_FREE_SHARE):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._directory))
+        self._unchecked = 0
 
     def _has_room(self, spool: Spool, size: int) -> bool:
         """Whether `size` bytes fit; those too large for any quota do when nothing else is there."""

@@ -426,9 +426,12 @@ def test_the_standard_librarys_own_handler_needs_only_the_path_of_the_socket(
     assert rejected(running) == 0
 
 
+TRACE = Path("/tmp", f"forwarder-test-{os.getpid()}-was-here")
+
+
 class _Command:
     def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, ("touch /tmp/forwarder-was-here",)
+        return os.system, (f"touch {TRACE}",)
 
 
 def frame(payload: bytes) -> bytes:
@@ -452,7 +455,7 @@ HOSTILE: dict[str, tuple[str, bytes]] = {
 
 def test_hostile_pickles_cost_their_own_connection_one_line_and_next_to_no_memory(start: Start, kafka: Kafka, topic: str) -> None:
     running = start()
-    Path("/tmp/forwarder-was-here").unlink(missing_ok=True)
+    TRACE.unlink(missing_ok=True)
     with connect(running.socket) as neighbour:
         neighbour.greet(app="shop", session="one")
         neighbour.send(lines("w", range(100)))
@@ -470,7 +473,7 @@ def test_hostile_pickles_cost_their_own_connection_one_line_and_next_to_no_memor
         grown = running.rss() - before
     assert grown < 8 * MIB, f"the agent grew by {grown / MIB:.1f} MiB"
     assert rejected(running) == len(HOSTILE)
-    assert not Path("/tmp/forwarder-was-here").exists()
+    assert not TRACE.exists()
     assert "Traceback" not in running.log()
     judge(kafka.values(topic, expected=100 + len(HOSTILE)), {"w": 100 + len(HOSTILE)}).assert_exact()
 
@@ -745,6 +748,34 @@ def test_many_apps_with_little_each_do_not_fill_the_spool_once_kafka_has_it_all(
     judge(kafka.values(topic, expected=1800), {f"app{number}": 30 for number in range(60)}).assert_exact()
 
 
+def test_a_record_larger_than_the_share_of_its_app_does_not_wait_for_ever(start: Start, kafka: Kafka, topic: str) -> None:
+    kafka.create_topic(f"{topic}-large", config={"max.message.bytes": str(4 * MIB)})
+    running = start(
+        kafka={"topic": f"{topic}-large", "compression": "none"},
+        socket={"max_record": "2MiB"},
+        spool={"max_bytes_per_app": "1MiB"},
+    )
+    sent = [*lines("w", range(10)), *lines("w", range(10, 11), 3 * MIB // 2), *lines("w", range(11, 20))]
+    with connect(running.socket) as peer:
+        peer.greet(app="shop", session="one")
+        peer.send(sent)
+        peer.await_ack(20)
+    assert sorted(kafka.values(f"{topic}-large", expected=20)) == sorted(sent)
+
+
+def test_an_app_whose_spool_cannot_be_opened_is_turned_away_with_one_line(start: Start) -> None:
+    running = start()
+    (running.state / "spool").mkdir(exist_ok=True)
+    (running.state / "spool" / "broken").write_text("a file where a directory should be")
+    with connect(running.socket) as peer:
+        peer.send_bytes(b'{"forwarder":1,"app":"broken"}\n')
+        assert closed_by_agent(peer)
+    (line,) = log_lines(running, "broken")
+    assert "the spool of app broken cannot be opened" in line
+    assert running.metric("forwarder_connections_rejected_total", reason="spool") == 1
+    assert "Traceback" not in running.log()
+
+
 # A full disk
 
 
@@ -851,7 +882,7 @@ def test_an_app_that_is_new_on_a_full_disk_is_turned_away_with_a_line_and_served
 
 
 @needs_root
-def test_an_agent_that_was_killed_on_a_full_disk_starts_and_sends_what_is_there(
+def test_an_agent_that_was_killed_on_a_disk_that_its_spool_filled_starts_and_sends_what_is_there(
     start: Start, gate: Gate, kafka: Kafka, topic: str, disk: Disk
 ) -> None:
     running = start(kafka=gate.settings, agent={"state_dir": str(disk.path / "state")})
@@ -866,13 +897,12 @@ def test_an_agent_that_was_killed_on_a_full_disk_starts_and_sends_what_is_there(
     (segment,) = (disk.path / "state" / "spool" / "shop").glob("*.seg")
     with segment.open("ab") as file, contextlib.suppress(OSError):
         file.write(b"FWSB\x01\x00torn")
-    disk.fill()
     gate.open()
     running.start()
     with connect(running.socket) as peer:
-        known = peer.greet(app="shop", session="one")
+        known = peer.greet(app="shop", session="one", first=acknowledged)
         assert known >= acknowledged > 1000
-        peer.send(lines("w", range(known + 100), 1000))
+        peer.send(lines("w", range(known, known + 100), 1000))
         peer.await_ack(known + 100, 30)
     judge(kafka.values(topic, expected=known + 100), {"w": known + 100}).assert_exact()
 

@@ -179,14 +179,45 @@ def test_many_refused_records_one_behind_another_are_all_set_aside(kafka: Kafka,
     assert sorted(letter["value"] for letter in dead_letters(running)) == sorted(record.decode() for record in refused)
 
 
-def test_a_record_too_large_for_the_user_s_own_limit_is_set_aside_too(kafka: Kafka, topic: str, agent: AgentFactory) -> None:
-    running = agent({"kafka": {"bootstrap_servers": kafka.bootstrap, "topic": topic, "properties": {"message.max.bytes": 2000}}})
+@pytest.mark.parametrize("key", [None, "{field:writer}"], ids=["no key", "key"])
+def test_a_record_too_large_for_the_user_s_own_limit_is_set_aside_too(
+    kafka: Kafka, topic: str, agent: AgentFactory, key: str | None
+) -> None:
+    running = agent(
+        {
+            "kafka": {
+                "bootstrap_servers": kafka.bootstrap,
+                "topic": topic,
+                "properties": {"message.max.bytes": 2000},
+                **({"key": key} if key else {}),
+            }
+        }
+    )
     running.start()
     send(running, [*lines(100), poison(5_000), *lines(100, first=100)])
     await_settled(running)
-    verdict = judge(kafka.values(topic, expected=200), {"w": 200})
-    no_loss(verdict)
+    no_loss(judge(kafka.values(topic, expected=200), {"w": 200}))
     assert [letter["topic"] for letter in dead_letters(running)] == [topic]
+
+
+def test_an_app_of_which_every_record_is_refused_leaves_the_others_alone(kafka: Kafka, agent: AgentFactory) -> None:
+    small = new_topic(kafka, "-small", config={"max.message.bytes": "2000"})
+    large = small.replace("-small", "-large")
+    kafka.create_topic(large)
+    running = agent({"kafka": {"bootstrap_servers": kafka.bootstrap, "topic": small.replace("-small", "-{app}")}})
+    running.start()
+    send(running, [poison(5_000)], app="small")
+    eventually(lambda: len(dead_letters(running, "small")) == 1, what="the first record to be refused")
+    longest = 0.0
+    for turn in range(20):
+        begun = time.monotonic()
+        send(running, [poison(5_000, turn)], app="small")
+        send(running, lines(1, first=turn), app="large")
+        eventually(lambda count=turn: delivered(running, large) > count, what="the other app's record")  # type: ignore[misc]
+        longest = max(longest, time.monotonic() - begun)
+    assert running.status()["kafka"]["producers_replaced"] == 1
+    assert longest < 0.5, f"a record took {longest:.2f} s"
+    eventually(lambda: len(dead_letters(running, "small")) == 21, what="all to be refused")
 
 
 def test_the_refused_record_of_one_app_does_not_stop_another(kafka: Kafka, agent: AgentFactory) -> None:
@@ -246,6 +277,20 @@ def test_an_app_whose_topic_is_missing_waits_and_no_other_does(unsteady: Kafka, 
     assert not source(running, "missing")["waits"]
     assert len(logged(running, f"{missing}.*apps wait")) == 1
     assert len(logged(running, f"{missing} can be reached")) == 1
+
+
+def test_what_comes_while_a_topic_is_deleted_waits_until_it_is_made_anew(unsteady: Kafka, agent: AgentFactory) -> None:
+    topic = new_topic(unsteady)
+    running = agent({"kafka": {"bootstrap_servers": unsteady.bootstrap, "topic": topic}})
+    running.start()
+    send(running, lines(1000))
+    await_settled(running)
+    unsteady.delete_topic(topic)
+    for turn in range(1, 6):
+        send(running, lines(1000, first=turn * 1000))
+    eventually(lambda: logged(running, f"{topic}.*apps wait"), what="a warning that names the topic")
+    unsteady.create_topic(topic)
+    no_loss(judge(unsteady.values(topic, expected=5000), {"w": range(1000, 6000)}))
 
 
 def test_topic_and_key_are_made_from_the_app_the_level_and_fields(kafka: Kafka, agent: AgentFactory) -> None:
