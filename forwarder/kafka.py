@@ -79,6 +79,7 @@ def producer_properties(config: Config, way: Way) -> dict[str, Any]:
     """Those of a producer."""
     properties = {
         "linger.ms": 1,
+        "topic.metadata.propagation.max.ms": 5000,
         "partitioner": "murmur2_random",
         **client_properties(config),
         "acks": "all",

@@ -24,7 +24,7 @@ import msgspec
 
 from forwarder import config, formatter, unix
 from forwarder.pickles import Decoder, PickleError
-from forwarder.protocol import FrameError, Frames, Greeting, GreetingError, Lines, Opening, PeerError, encode_ack
+from forwarder.protocol import FrameError, Frames, Greeting, GreetingError, Lines, Opening, encode_ack
 from forwarder.spool import Spool, blocks
 from forwarder.spool.spools import SpoolFull, Spools
 
@@ -86,6 +86,9 @@ class Listener:
             server = await self._loop.create_unix_server(partial(Connection, self, settings), sock=sock, backlog=unix.BACKLOG)
             self._servers.append(server)
             log.info("listening on %s%s", settings.path, "" if Path(settings.path) in self._bound else ", handed over by systemd")
+        for name in inherited.keys() - {settings.path for settings in sockets}:
+            log.warning("%s was handed over, but no [[socket]] has this path: nobody listens there", name)
+            inherited[name].close()
 
     def spool(self, app: str) -> Spool:
         return self._spools.of(app)
@@ -249,8 +252,9 @@ class Connection(asyncio.Protocol):
             self._reject("spool", f"cannot be served: the spool of app {self.app} cannot be opened: {error}")
             return
         self._take = self._pickled if dialect == "pickled" else self._native
-        if opening.rest:
-            self._take(opening.rest)
+        self._opening = Opening()  # the old one would keep the first read for as long as the connection lasts
+        if rest := opening.rest:
+            self._take(rest)
 
     def _greet(self, greeting: Greeting) -> None:
         self.app = greeting.app or self._settings.app
@@ -300,17 +304,18 @@ class Connection(asyncio.Protocol):
             self._store(run, self._lines.count)
 
     def _pickled(self, data: bytes) -> None:
-        refused: tuple[str, PeerError | PickleError] | None = None
+        # What was wrong is kept as text: the error itself would hold on to all that was decoded until the next collection.
+        refused: tuple[str, str] | None = None
         try:
             frames = self._frames.feed(data)
         except FrameError as error:
-            frames, refused = error.frames, ("frame", error)
+            frames, refused = error.frames, ("frame", str(error))
         encoded = []
         for frame in frames:
             try:
                 encoded.append(self._encode(self._decoder.loads(frame)))
             except PickleError as error:
-                refused = ("pickle", error)
+                refused = ("pickle", str(error))
                 break
         if encoded:
             self._store(b"\n".join(encoded) + b"\n", len(encoded))
@@ -363,13 +368,14 @@ class Connection(asyncio.Protocol):
         if self._finished:
             return
         self._finished = True
+        take, self._take = self._take, _ignore
         if self.answers:
             self._pending.clear()
             return
         if self._frames.pending:
             self._listener.rejected["cut"] += 1
             log.warning("%s: %s ended in the middle of a record, which is lost", self._settings.path, self.peer)
-        if self._take == self._open and self._opening.rest[:1] == b"{":
+        if take == self._open and self._opening.rest[:1] == b"{":
             try:
                 self._start("lines")
             except OSError as error:
@@ -398,9 +404,13 @@ class Connection(asyncio.Protocol):
     def _reject(self, reason: str, what: str) -> None:
         self._listener.rejected[reason] += 1
         log.warning("%s: %s %s; connection closed", self._settings.path, self.peer, what)
-        self._take = lambda data: None
+        self._take = _ignore
         self._finished = True
         self._transport.abort()
+
+
+def _ignore(data: bytes) -> None:
+    """What a connection that is over does with data. It then holds no method of its own, and its buffers are free at once."""
 
 
 def route_description(topic: str | None, key: str | None, fields: Mapping[str, Any]) -> bytes:

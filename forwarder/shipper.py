@@ -37,7 +37,9 @@ log = logging.getLogger("forwarder.shipper")
 
 QUANTUM = 256 * 1024
 TURN_BYTES = 1024 * 1024
-PACE = 0.001
+PACE = 0.002
+"""Seconds between turns at least, unless there is a backlog: of a trickle each turn is a wake-up of some 50 microseconds."""
+REPORT_PACE = 0.005
 LONGEST_POLL = 0.25
 SMALLEST_WINDOW = 4 * 1024 * 1024
 RECORD_OVERHEAD = 256
@@ -254,7 +256,8 @@ class Shipper:
             self._due = self._last_turn
             self._scheduled = self._loop.call_soon(self._turn)
         elif self.in_flight:
-            self._poll_delay = PACE if served else min(self._poll_delay * 1.3, LONGEST_POLL)
+            least = PACE if self._limited else REPORT_PACE
+            self._poll_delay = least if served else min(max(self._poll_delay * 1.3, least), LONGEST_POLL)
             self._schedule(self._poll_delay)
 
     def _ship(self) -> None:
@@ -292,7 +295,10 @@ class Shipper:
             lane.credit -= size
             budget -= size
             self._send(lane, chunk)
-            active.append(lane)
+            if lane.source.lag():
+                active.append(lane)
+            else:
+                lane.active = False
 
     def _count(self, lane: Lane, chunk: Chunk) -> None:
         """Count what is read for the first time."""

@@ -111,10 +111,10 @@ class _Demo:
         with self._broker() as bootstrap, self._agent(bootstrap) as agent:
             where = "a broker embedded in this process" if self._bootstrap is None else "Kafka"
             console.print(f"2 apps → agent (pid {agent.pid}) → {where} at {bootstrap}, topic {self._topic}")
-            began = time.monotonic()
+            began, cpu_began = time.monotonic(), _cpu_seconds(agent.pid)
             tally = self._count(bootstrap, agent)
             wall = time.monotonic() - began
-            cpu = _cpu_seconds(agent.pid)
+            cpu = _cpu_seconds(agent.pid) - cpu_began
         self._report(console, tally, wall, cpu)
         return 0 if tally.lost == 0 else 1
 

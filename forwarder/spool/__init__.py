@@ -14,6 +14,7 @@ One thread uses a spool; only `Segment.sync` may run in another.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -67,7 +68,8 @@ def list_segments(directory: Path) -> list[Segment]:
     found = []
     for path in directory.glob("*.seg"):
         if re.fullmatch(r"\d{20}", path.stem):
-            found.append(Segment(path, int(path.stem), path.stat().st_size))
+            with contextlib.suppress(FileNotFoundError):  # an agent may remove it just now
+                found.append(Segment(path, int(path.stem), path.stat().st_size))
     return sorted(found, key=lambda segment: segment.first)
 
 

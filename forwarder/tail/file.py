@@ -28,6 +28,8 @@ from forwarder.source import Chunk
 log = logging.getLogger("forwarder.tail")
 
 SCAN_BYTES = 256 * 1024
+BEYOND_BYTES = 4096
+"""So much more than is known to be there is asked for."""
 
 
 class Counts:
@@ -118,14 +120,15 @@ class TailedFile:
                 self._failing = str(error)
             return None
         if chunk is None:
-            for successor in self.successors:
-                self._wake(successor)
+            self._wake_successors()
         return chunk
 
     def _read(self, max_bytes: int) -> Chunk | None:
         # Hot path: one read and what Lines does.
         position, mark = self._position, self._marks[-1][1]
         kept = len(mark)
+        # No more than there is: a read into fresh memory costs by what is asked for.
+        max_bytes = min(max_bytes, max(self.size - position, 0) + BEYOND_BYTES)
         data = os.pread(self.fd, max_bytes + kept, position - kept)
         if data[:kept] != mark:
             self.end_rewritten()
@@ -154,6 +157,8 @@ class TailedFile:
         self._marks.append((end, mark))
         self._position = self._searched = self._text = end
         self.size = max(self.size, end)
+        if end == self.size:
+            self._wake_successors()
         return Chunk(records, self._route, start, end, now)
 
     def _long_line(self) -> Chunk | None:
@@ -301,6 +306,9 @@ class TailedFile:
     def end_rewritten(self) -> None:
         """What was read is all there will be of this generation of the file."""
         self.finished = self.rewritten = True
+        self._wake_successors()
+
+    def _wake_successors(self) -> None:
         for successor in self.successors:
             self._wake(successor)
 

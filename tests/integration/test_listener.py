@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -372,9 +373,9 @@ def test_a_peer_whose_name_is_no_text_is_still_named_by_its_pid(start: Start, ap
 
 def pythons() -> list[tuple[str, str]]:
     """Every Python that can be found, from 3.8 on: (version, path)."""
-    found = {}
-    candidates = [Path(sys.executable), *Path("~/.pyenv/versions").expanduser().glob("3.*/bin/python3")]
-    candidates += [Path(path) for minor in range(8, 15) if (path := shutil.which(f"python3.{minor}"))]
+    found: dict[str, str] = {}
+    candidates = [sys.executable, *map(str, Path("~/.pyenv/versions").expanduser().glob("3.*/bin/python3"))]
+    candidates += filter(None, (shutil.which(f"python3.{minor}") for minor in range(8, 15)))
     for path in candidates:
         said = subprocess.run(
             [path, "-S", "-I", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
@@ -383,7 +384,7 @@ def pythons() -> list[tuple[str, str]]:
             check=False,
         ).stdout.strip()
         if re.fullmatch(r"3\.\d+", said) and int(said[2:]) >= 8:
-            found.setdefault(said, str(path))
+            found.setdefault(said, path)
     return sorted(found.items(), key=lambda item: int(item[0][2:]))
 
 
@@ -476,6 +477,19 @@ def test_hostile_pickles_cost_their_own_connection_one_line_and_next_to_no_memor
     assert not TRACE.exists()
     assert "Traceback" not in running.log()
     judge(kafka.values(topic, expected=100 + len(HOSTILE)), {"w": 100 + len(HOSTILE)}).assert_exact()
+
+
+def test_peers_that_leave_in_the_middle_of_large_records_leave_nothing_behind(start: Start) -> None:
+    running = start()
+    with connect(running.socket) as neighbour:
+        neighbour.greet(app="shop", session="one")
+        before = running.rss()
+        for _ in range(20):
+            for beginning in (struct.pack(">L", 4 * MIB), b'{"forwarder":1,"app":"shop","session":"two"}\nno end: '):
+                send_plain(running.socket, beginning + b"x" * (MIB - 100))
+        eventually(lambda: len(log_lines(running, "in the middle of a record")) == 20, what="twenty lines in the log")
+        grown = running.rss() - before
+    assert grown < 12 * MIB, f"the agent grew by {grown / MIB:.1f} MiB"
 
 
 def test_good_records_before_a_hostile_one_are_kept(start: Start, kafka: Kafka, topic: str) -> None:
@@ -617,6 +631,10 @@ class Sender(threading.Thread):
                 time.sleep(0.02)
 
 
+def _reached(aims: dict[Sender, int]) -> bool:
+    return all(sender.acknowledged > aim for sender, aim in aims.items())
+
+
 def test_what_is_acknowledged_while_the_agent_is_told_to_stop_arrives_exactly_once(
     start: Start, kafka: Kafka, topic: str
 ) -> None:
@@ -624,9 +642,9 @@ def test_what_is_acknowledged_while_the_agent_is_told_to_stop_arrives_exactly_on
     senders = [Sender(running.socket, f"w{number}") for number in range(4)]
     for sender in senders:
         sender.start()
-    for rounds in range(1, 4):
-        reached = [sender.acknowledged for sender in senders]
-        eventually(lambda: all(now.acknowledged > then + 200 for now, then in zip(senders, reached)), what="traffic")
+    for _ in range(3):
+        aims = {sender: sender.acknowledged + 200 for sender in senders}
+        eventually(partial(_reached, aims), what="traffic")
         assert running.terminate() == 0, running.log_tail()
         running.start()
     for sender in senders:

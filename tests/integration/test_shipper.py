@@ -75,7 +75,8 @@ def send(agent: Agent, records: list[bytes], app: str = "shop") -> None:
 
 
 def source(agent: Agent, app: str) -> dict[str, Any]:
-    (found,) = [each for each in agent.status()["sources"] if each["app"] == app]
+    sources: list[dict[str, Any]] = agent.status()["sources"]
+    (found,) = [each for each in sources if each["app"] == app]
     return found
 
 

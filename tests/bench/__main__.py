@@ -1,0 +1,23 @@
+"""`python -m tests.bench`: chooses the bench."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from tests.bench import emit, file, sockets
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measures what a record costs.")
+    benches = parser.add_subparsers(title="benches", metavar="BENCH", required=True)
+    for bench in (file, sockets, emit):
+        bench.add(benches)
+    arguments = parser.parse_args()
+    try:
+        return int(arguments.run(arguments))
+    except KeyboardInterrupt:
+        return 130
+
+
+sys.exit(main())

@@ -1,0 +1,213 @@
+"""What the benches share: input, a Kafka, the costs of a process from its start to its end, and tables."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import re
+import signal
+import statistics
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from tests.harness.agent import Agent
+from tests.harness.kafka import Kafka
+from tests.harness.wait import eventually
+
+ASK_SECONDS = 0.1
+"""How often an agent is asked for its progress: a request costs it half a millisecond."""
+WATCH_SECONDS = 0.02
+PARTITIONS = 4
+LONGEST_ROUND = 600.0
+
+
+class Cost(NamedTuple):
+    """What a process cost: processor seconds of all its threads, user and system; wall seconds; most bytes of memory."""
+
+    cpu: float
+    wall: float
+    memory: int
+
+
+class Broker:
+    """Topics of one's own in a Kafka that may be anybody's."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self.bootstrap = bootstrap
+        self._admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+
+    @contextlib.contextmanager
+    def topic(self) -> Iterator[str]:
+        """A new topic, deleted afterwards."""
+        name = f"bench-{uuid.uuid4().hex[:12]}"
+        self._admin.create_topics([NewTopic(name, PARTITIONS)])[name].result(60)
+        eventually(lambda: self._ready(name), what=f"topic {name}")
+        try:
+            yield name
+        finally:
+            self._admin.delete_topics([name])[name].result(60)
+
+    def count(self, topic: str) -> int:
+        """How many records are in the topic, by the end offsets of its partitions."""
+        consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": "bench", "log_level": 0})
+        try:
+            ends = [consumer.get_watermark_offsets(TopicPartition(topic, number), 30) for number in range(PARTITIONS)]
+        finally:
+            consumer.close()
+        return sum(end for _, end in ends)
+
+    def _ready(self, name: str) -> bool:
+        partitions = self._admin.list_topics(name, timeout=10).topics[name].partitions
+        return len(partitions) == PARTITIONS and all(each.leader >= 0 for each in partitions.values())
+
+
+def add_options(parser: argparse.ArgumentParser, *, records: int, rounds: int) -> None:
+    parser.add_argument("--records", type=_number, default=records, help=f"records a round (default: {records})")
+    parser.add_argument("--rounds", type=_number, default=rounds, help=f"rounds (default: {rounds})")
+    parser.add_argument("--bootstrap", metavar="HOST:PORT", help="a Kafka to use; by default one is started for the bench")
+
+
+def _number(text: str) -> int:
+    value = int(text.replace("_", ""))
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+@contextlib.contextmanager
+def workplace() -> Iterator[Path]:
+    """A directory that is gone afterwards, with a path short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="fwd-bench-") as directory:
+        yield Path(directory)
+
+
+@contextlib.contextmanager
+def broker(bootstrap: str | None, directory: Path) -> Iterator[Broker]:
+    """The Kafka at `bootstrap`, or one of our own in `directory`."""
+    if bootstrap:
+        yield Broker(bootstrap)
+        return
+    cluster = Kafka(directory / "kafka")
+    try:
+        cluster.start()
+        yield Broker(cluster.bootstrap)
+    finally:
+        cluster.stop()
+
+
+def make_lines(count: int) -> list[bytes]:
+    """JSON lines of about 224 bytes as an app writes them; what differs between them is what differs in life."""
+    chance = random.Random(count)
+    levels = ["INFO"] * 8 + ["WARNING", "ERROR"]
+    return [
+        b'{"@timestamp":"2026-01-01T12:%02d:%02d.%06dZ","level":"%s","logger":"shop.checkout.payment","message":"order %08d of '
+        b'customer %06d took %4d ms","host":"web-17","process":4711,"request_id":"%016x"}\n'
+        % (
+            number // 60_000 % 60,
+            number // 1000 % 60,
+            number % 1_000_000,
+            chance.choice(levels).encode(),
+            number,
+            chance.randrange(1_000_000),
+            chance.randrange(5000),
+            chance.getrandbits(64),
+        )
+        for number in range(count)
+    ]
+
+
+def write_lines(path: Path, count: int) -> int:
+    """A file of `count` lines; returns its size."""
+    block = 100_000
+    with path.open("wb") as file:
+        for start in range(0, count, block):
+            file.writelines(make_lines(min(block, count - start)))
+        return file.tell()
+
+
+def reap(pid: int, begun: float) -> Cost:
+    """Wait until the process ends, which must be well, and say what it cost since `begun` on the monotonic clock."""
+    memory = 0
+    while True:
+        memory = max(memory, _peak(pid))
+        ended, status, usage = os.wait4(pid, os.WNOHANG)
+        if ended:
+            break
+        time.sleep(WATCH_SECONDS)
+    code = os.waitstatus_to_exitcode(status)
+    if code:
+        raise SystemExit(f"the process under test ended with {code}")
+    return Cost(usage.ru_utime + usage.ru_stime, time.monotonic() - begun, memory)
+
+
+def _peak(pid: int) -> int:
+    """VmHWM; what wait4 says of memory may be that of the process which started it."""
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
+def finish_agent(agent: Agent, topic: str, records: int, begun: float) -> Cost:
+    """Wait until the agent has delivered `records`, end it, and say what it cost from its start to its end.
+
+    The wall time is that of the delivery.
+    """
+    while (delivered := agent.status()["kafka"]["delivered"].get(topic, 0)) < records:
+        if time.monotonic() - begun > LONGEST_ROUND:
+            raise SystemExit(f"after {LONGEST_ROUND:g} s the agent had delivered {delivered} of {records} records")
+        time.sleep(ASK_SECONDS)
+    wall = time.monotonic() - begun
+    agent.signal(signal.SIGTERM)
+    return reap(agent.pid, begun)._replace(wall=wall)
+
+
+def check_arrival(who: str, arrived: int, sent: int) -> bool:
+    """Say so if what arrived is not what was sent."""
+    if arrived != sent:
+        print(f"{who}: {sent} records were sent and {arrived} arrived")
+    return arrived == sent
+
+
+def print_costs(rows: Sequence[tuple[str, str, Cost]], records: int) -> None:
+    """A line for each round and subject, and one for the medians of each subject."""
+    table = [["round", "", "µs CPU/record", "records/s", "wall s", "memory MiB"]]
+    table += [[turn, who, *_figures(cost, records)] for turn, who, cost in rows]
+    for who in dict.fromkeys(who for _, who, _ in rows):
+        costs = [cost for _, name, cost in rows if name == who]
+        median = Cost(*(statistics.median(values) for values in zip(*costs, strict=True)))
+        table.append(["median", who, *_figures(median, records)])
+    print_table(table)
+
+
+def _figures(cost: Cost, records: int) -> list[str]:
+    return [
+        f"{cost.cpu / records * 1e6:.2f}",
+        f"{records / cost.wall:,.0f}",
+        f"{cost.wall:.2f}",
+        f"{cost.memory / (1 << 20):.0f}",
+    ]
+
+
+def print_table(rows: Sequence[Sequence[Any]]) -> None:
+    """Columns, those after the second aligned to the right."""
+    widths = [max(len(str(row[column])) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = (
+            str(cell).ljust(width) if column < 2 else str(cell).rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        print("  ".join(cells).rstrip())
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median, least and most."""
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
