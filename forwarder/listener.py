@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import os
 import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -31,6 +32,9 @@ from forwarder.spool.spools import SpoolFull, Spools
 log = logging.getLogger("forwarder.listener")
 
 RETRY_SECONDS = 0.1
+SMALL_READ = 32 * 1024
+REST_SECONDS = 0.002
+"""After a small read a connection is left alone for so long: at 10,000 records a second it makes 20 records a read of one."""
 SMALLEST_FRAME_LIMIT = 64 * 1024
 FRAME_LIMIT_RECORDS = 4
 """A pickled frame may be this many times as long as a record may be; it is cut after it is decoded."""
@@ -70,6 +74,8 @@ class Listener:
         self._bound: dict[Path, tuple[int, int]] = {}
         self._waiting: list[Connection] = []
         self._retry: asyncio.TimerHandle | None = None
+        self._resting: list[Connection] = []
+        self._deaf: dict[Connection, None] = {}
         self._to_acknowledge: set[Connection] = set()
         self._syncing: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
@@ -149,6 +155,28 @@ class Listener:
         if self._retry is None:
             self._retry = self._loop.call_later(RETRY_SECONDS, self.retry)
 
+    def rest(self, connection: Connection) -> None:
+        """Read on from the connection in a moment: a peer that sends record by record is read for many at once."""
+        self._resting.append(connection)
+        if len(self._resting) == 1:
+            self._loop.call_later(REST_SECONDS, self._rested)
+
+    def _rested(self) -> None:
+        resting, self._resting = self._resting, []
+        for connection in resting:
+            connection.read_on()
+
+    def tell_later(self, connection: Connection) -> None:
+        """The peer does not take acknowledgements now."""
+        if not self._deaf:
+            self._loop.call_later(RETRY_SECONDS, self._tell_again)
+        self._deaf[connection] = None
+
+    def _tell_again(self) -> None:
+        deaf, self._deaf = self._deaf, {}
+        for connection in deaf:
+            connection.tell()
+
     def retry(self) -> None:
         """There may be room again."""
         if self._retry is not None:
@@ -200,14 +228,17 @@ class Connection(asyncio.Protocol):
         self._decoder = Decoder()
         self._cut = 0
         self._pending: list[Batch] = []
-        self._muted = False
         self._finished = False
+        self._due = 0
+        self._gone = False
 
     # asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self.peer = unix.peer_of(transport.get_extra_info("socket"))
+        sock = transport.get_extra_info("socket")
+        self._fd = sock.fileno()
+        self.peer = unix.peer_of(sock)
         if not self._allowed():
             self._reject("not_allowed", "is not among allow_uids and allow_groups")
             return
@@ -215,7 +246,11 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._listener.last_data = self._listener.now()
-        self._take(data)
+        take = self._take
+        take(data)
+        if len(data) < SMALL_READ and take == self._take and take != self._open and not self._pending:
+            self._transport.pause_reading()
+            self._listener.rest(self)
 
     def eof_received(self) -> bool:
         self._finish()
@@ -224,13 +259,6 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._finish()
         self._listener.connections.discard(self)
-
-    def pause_writing(self) -> None:
-        self._muted = True
-
-    def resume_writing(self) -> None:
-        self._muted = False
-        self.acknowledge()
 
     # Dialects
 
@@ -353,6 +381,11 @@ class Connection(asyncio.Protocol):
                 self._transport.pause_reading()
                 self._listener.wait(self)
 
+    def read_on(self) -> None:
+        """Read again after a rest, unless there is another reason not to."""
+        if not self._pending and not self._transport.is_closing():
+            self._transport.resume_reading()
+
     def go_on(self) -> None:
         """Try again to store what is pending; read on when all of it is."""
         while self._pending:
@@ -364,13 +397,12 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _finish(self) -> None:
-        """The peer sends no more. What a session left unfinished it sends again; a plain peer's last line counts."""
+        """The peer sends no more. What a session left unfinished is not a record; a plain peer's last line is one."""
         if self._finished:
             return
         self._finished = True
         take, self._take = self._take, _ignore
         if self.answers:
-            self._pending.clear()
             return
         if self._frames.pending:
             self._listener.rejected["cut"] += 1
@@ -386,9 +418,24 @@ class Connection(asyncio.Protocol):
             self._store(rest, 1)
 
     def acknowledge(self, number: int | None = None) -> None:
-        """Tell the peer how many records of its session are safe; a peer that does not read is told the last only."""
-        if self.answers and not self._muted and not self._transport.is_closing():
-            self._transport.write(encode_ack(self.safe if number is None else number))
+        """Tell the peer how many records of its session are safe; a peer that does not listen just now is told later.
+
+        Not by the transport's own way of writing: that ends the connection when the peer is gone, and with it goes all that
+        the peer has sent and nobody has read yet.
+        """
+        self._due = self.safe if number is None else number
+        self.tell()
+
+    def tell(self) -> None:
+        """Send the acknowledgement that is due."""
+        if not self.answers or self._finished or self._gone:
+            return
+        try:
+            os.write(self._fd, encode_ack(self._due))
+        except BlockingIOError:
+            self._listener.tell_later(self)
+        except OSError:
+            self._gone = True
 
     def close(self) -> None:
         self._transport.close()

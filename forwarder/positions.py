@@ -18,7 +18,8 @@ import msgspec
 log = logging.getLogger("forwarder.positions")
 
 _VERSION = 1
-_NO_DAMAGE = ("unable to open", "locked", "readonly", "is full")
+_DISK_FULL = ("is full", "disk I/O error")
+_NO_DAMAGE = ("unable to open", "locked", "readonly", *_DISK_FULL)
 """In SQLite's message: the file may be well, and is not to be given up."""
 
 
@@ -46,7 +47,7 @@ class Positions:
         self.fresh = not path.exists()
         """Whether there was no file: the agent's first start with this state directory."""
         try:
-            self._connection = self._open()
+            self._connection = self._open_even_on_full_disk()
         except sqlite3.DatabaseError as error:
             if not path.exists() or any(reason in str(error) for reason in _NO_DAMAGE):
                 raise OSError(f"cannot open {path}: {error}") from error
@@ -59,9 +60,21 @@ class Positions:
             self.lost = True
             self._connection = self._open()
 
-    def _open(self) -> sqlite3.Connection:
+    def _open_even_on_full_disk(self) -> sqlite3.Connection:
+        """An agent that did not start for want of room would not ship either, which is what makes room."""
+        try:
+            return self._open()
+        except sqlite3.OperationalError as error:
+            if not any(reason in str(error) for reason in _DISK_FULL):
+                raise
+            return self._open(alone=True)
+
+    def _open(self, *, alone: bool = False) -> sqlite3.Connection:
+        """Open the file; `alone` needs no room for an index that other processes share, and keeps them out."""
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         try:
+            if alone:
+                connection.execute("PRAGMA locking_mode=EXCLUSIVE")
             # Losing the last transactions in a power cut costs duplicates only, so SQLite need not sync at each.
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
@@ -73,7 +86,8 @@ class Positions:
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS source (name TEXT PRIMARY KEY, position INTEGER NOT NULL, detail TEXT NOT NULL)"
             )
-            connection.execute(f"PRAGMA user_version={_VERSION}")
+            if version < _VERSION:
+                connection.execute(f"PRAGMA user_version={_VERSION}")
             wrong = "typeof(name) != 'text' OR typeof(position) != 'integer' OR typeof(detail) != 'text'"
             if connection.execute(f"SELECT count(*) FROM source WHERE {wrong}").fetchone() != (0,):  # noqa: S608
                 raise sqlite3.DatabaseError("rows are not what they should be")

@@ -581,7 +581,11 @@ class Shipper:
     # Positions
 
     async def save(self) -> None:
-        """Write the positions that moved, then let the sources forget what is before them; raises OSError."""
+        """Write the positions that moved, and let the sources forget what is before them; raises OSError.
+
+        They forget it also when it cannot be written: a disk that is full of it would stay full. Where there is nothing left
+        to read from the position written last, a source goes on at the first that is left.
+        """
         async with self._saving:
             moved = [lane for lane in self._lanes.values() if lane.position != lane.saved]
             gone, self._gone = self._gone, set()
@@ -591,12 +595,18 @@ class Shipper:
             rows = [Saved(lane.source.name, position, lane.source.detail(position)) for lane, position in places]
             try:
                 await self._loop.run_in_executor(None, self._positions.save, rows, gone)
+                for lane, position in places:
+                    lane.saved = position
             except OSError:
                 self._gone |= gone
+                for lane, position in places:
+                    # A spool whose position is lost begins at its first segment: what is delivered may go, and make room.
+                    if not lane.tailed:
+                        lane.source.commit(position)
                 raise
-            for lane, position in places:
-                lane.saved = position
-                lane.source.commit(position)
+            finally:
+                for lane, position in places:
+                    lane.source.commit(position)
 
     def tick(self) -> None:
         """Once a second: serve what librdkafka has to say when nothing is in flight; let an unused window shrink."""

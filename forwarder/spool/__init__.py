@@ -34,6 +34,8 @@ log = logging.getLogger("forwarder.spool")
 
 SEGMENT_BYTES = 32 * 1024 * 1024
 SESSIONS_KEPT = 10_000
+SESSIONS_SHARE = 8
+"""The sessions that open a segment take at most one part in SESSIONS_SHARE of it."""
 RECENT_BYTES = 4 * 1024 * 1024
 
 Routes = Callable[[str, bytes], Route]
@@ -129,6 +131,7 @@ class Spool:
         self._wake = wake
         self._shared = shared
         self._segment_bytes = segment_bytes
+        self._sessions_kept = min(SESSIONS_KEPT, segment_bytes // SESSIONS_SHARE // blocks.SESSION_BYTES)
         self._recent: deque[Recent] = deque()
         self._read_fd = -1
         self._reading: Segment | None = None
@@ -227,7 +230,7 @@ class Spool:
         sessions = self.sessions
         sessions.pop(session, None)
         sessions[session] = following
-        if len(sessions) > SESSIONS_KEPT:
+        if len(sessions) > self._sessions_kept:
             del sessions[next(iter(sessions))]
 
     def _keep(self, recent: Recent) -> None:

@@ -40,6 +40,7 @@ _FIELDS = struct.Struct(">4sBBHIIQ16sQ")
 _CRC = struct.Struct(">I")
 _SESSION = struct.Struct(">16sQ")
 HEADER = _FIELDS.size + _CRC.size
+SESSION_BYTES = _SESSION.size
 MAX_PAYLOAD = 64 * 1024 * 1024
 """Larger lengths are taken for damage."""
 

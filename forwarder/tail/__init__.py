@@ -185,10 +185,9 @@ class Tails:
                 if path not in seen:
                     seen.add(path)
                     self._look_at(tail, path)
-        for path in self._at.keys() - seen:
-            self._leave(self._at.pop(path))
         for file in rewritten:
             self._start_again(file)
+        self._note_gone(seen)
         self._watch(directories)
 
     def _look_at(self, tail: config.Tail, path: str) -> None:
@@ -207,19 +206,23 @@ class Tails:
                 self._stands(now, path)
         elif stat.S_ISREG(status.st_mode) and not self._ignored(tail, status):
             now = self._open(tail, path, before)
-        if before is not None and now is not None and before is not now:
-            self._leave(before)
 
     def _stands(self, file: TailedFile, path: str) -> None:
         self._at[path] = file
-        self._gone.pop(file, None)
         if not leads_to(file.path, file.key):
             file.path = path
 
-    def _leave(self, file: TailedFile) -> None:
-        """A path does not lead to the file any more."""
-        if not file.finished and file not in self._at.values():
-            self._gone[file] = self._loop.time()
+    def _note_gone(self, seen: set[str]) -> None:
+        """Note which files none of the paths `seen` leads to; what stood at a path last is remembered for its successor."""
+        standing = {self._at[path] for path in seen if path in self._at}
+        for file in self._files.values():
+            if file in standing:
+                self._gone.pop(file, None)
+            else:
+                self._gone.setdefault(file, self._loop.time())
+        over = [path for path, file in self._at.items() if path not in seen and file.finished]
+        for path in over[: max(len(over) - RETIRED_KEPT, 0)]:
+            del self._at[path]
 
     def _ignored(self, tail: config.Tail, status: os.stat_result) -> bool:
         return tail.ignore_older is not None and self._clock() - status.st_mtime > tail.ignore_older
@@ -293,8 +296,6 @@ class Tails:
         self._chain([old, *self._unseen(tail, old.origin, old.identity(old.position), old), *copies, file])
         for path in paths:
             self._at[path] = file
-        if not paths:
-            self._gone[file] = self._loop.time()
         self._begin(file)
 
     def _unseen(self, tail: config.Tail, path: str, last: Identity, before: TailedFile | None) -> list[TailedFile]:
@@ -326,9 +327,7 @@ class Tails:
                     continue
             log.info("%s stood at %s for a while and is read now", entry.path, path)
             file = self._new(tail, path, entry.path, fd, begin)
-            if self._tail_of(entry.path) is None:
-                self._gone[file] = self._loop.time()
-            else:
+            if self._tail_of(entry.path) is not None:
                 self._stands(file, entry.path)
             self._begin(file)
             files.append(file)
@@ -377,15 +376,12 @@ class Tails:
                 os.close(fd)
                 continue
             file = self._new(tail, path, there, fd, row.position, name)
-            self._gone[file] = self._loop.time()
             self._begin(file)
             files.append(file)
         if not files:
             return
         self._chain(files)
         self._at[path] = next((file for file in files if file.path == path), files[-1])
-        if self._at[path].path == path:
-            self._gone.pop(self._at[path])
 
     # One file
 

@@ -48,13 +48,16 @@ def run(arguments: argparse.Namespace) -> int:
         size = write_lines(path, records)
         print(f"{records} lines, {size / records:.0f} bytes each; {arguments.rounds} rounds\n", flush=True)
         for turn in range(1, arguments.rounds + 1):
-            with kafka.topic() as topic:
-                rows.append((str(turn), "agent", agent_round(directory / f"a{turn}", kafka, topic, path, arguments)))
-                whole &= check_arrival("agent", kafka.count(topic), records)
-            if kcat is not None:
+            for who in ("agent", "kcat") if turn % 2 else ("kcat", "agent"):
+                if who == "kcat" and kcat is None:
+                    continue
                 with kafka.topic() as topic:
-                    rows.append((str(turn), "kcat", kcat_round(kcat, kafka, topic, path)))
-                    whole &= check_arrival("kcat", kafka.count(topic), records)
+                    if who == "kcat":
+                        cost = kcat_round(kcat or "", kafka, topic, path)
+                    else:
+                        cost = agent_round(directory / f"a{turn}", kafka, topic, path, arguments)
+                    rows.append((str(turn), who, cost))
+                    whole &= check_arrival(who, kafka.count(topic), records)
     print_costs(rows, records)
     if kcat is not None:
         ours, theirs = ([cost.cpu for _, who, cost in rows if who == name] for name in ("agent", "kcat"))

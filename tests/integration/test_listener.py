@@ -14,6 +14,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -460,23 +461,29 @@ def test_hostile_pickles_cost_their_own_connection_one_line_and_next_to_no_memor
     with connect(running.socket) as neighbour:
         neighbour.greet(app="shop", session="one")
         neighbour.send(lines("w", range(100)))
-        neighbour.await_ack(100)
+        kafka.values(topic, expected=100)
         before = running.rss()
-        for number, (reason, data) in enumerate(HOSTILE.values()):
+        attempts = [(name, *case) for _ in range(3) for name, case in HOSTILE.items()]
+        grown = []
+        for number, (name, reason, data) in enumerate(attempts):
             with connect(running.socket) as peer:
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     peer.send_bytes(data)
-                assert closed_by_agent(peer), list(HOSTILE)[number]
-            assert len(log_lines(running, "connection closed")) == number + 1, list(HOSTILE)[number]
-            assert f"sent a {reason} that is no log record" in log_lines(running, "connection closed")[-1]
+                assert closed_by_agent(peer), name
+            told = log_lines(running, "connection closed")
+            assert len(told) == number + 1, name
+            assert f"sent a {reason} that is no log record" in told[-1]
             neighbour.send(lines("w", range(100 + number, 101 + number)))
             neighbour.await_ack(101 + number)
-        grown = running.rss() - before
-    assert grown < 8 * MIB, f"the agent grew by {grown / MIB:.1f} MiB"
-    assert rejected(running) == len(HOSTILE)
+            if (number + 1) % len(HOSTILE) == 0:
+                grown.append(running.rss() - before)
+    # What the allocator keeps for the next time comes and goes; what something holds on to would be there after each round.
+    assert min(grown) < 8 * MIB, f"the agent grew by {[round(size / MIB, 1) for size in grown]} MiB"
+    assert rejected(running) == len(attempts)
     assert not TRACE.exists()
     assert "Traceback" not in running.log()
-    judge(kafka.values(topic, expected=100 + len(HOSTILE)), {"w": 100 + len(HOSTILE)}).assert_exact()
+    sent = 100 + len(attempts)
+    judge(kafka.values(topic, expected=sent), {"w": sent}).assert_exact()
 
 
 def test_peers_that_leave_in_the_middle_of_large_records_leave_nothing_behind(start: Start) -> None:
@@ -492,11 +499,12 @@ def test_peers_that_leave_in_the_middle_of_large_records_leave_nothing_behind(st
     assert grown < 12 * MIB, f"the agent grew by {grown / MIB:.1f} MiB"
 
 
-def test_good_records_before_a_hostile_one_are_kept(start: Start, kafka: Kafka, topic: str) -> None:
+@pytest.mark.parametrize("hostile", [HOSTILE["reduce"][1], struct.pack(">L", 2 << 30)], ids=["pickle", "frame-of-2-gib"])
+def test_good_records_before_a_hostile_one_are_kept(start: Start, kafka: Kafka, topic: str, hostile: bytes) -> None:
     running = start()
     good = frame(pickle.dumps({"msg": "good", "levelname": "INFO", "created": 1.0}, 1))
     with connect(running.socket) as peer:
-        peer.send_bytes(good + good + HOSTILE["reduce"][1] + good)
+        peer.send_bytes(good + good + hostile + good)
         assert closed_by_agent(peer)
     assert [json.loads(value)["message"] for value in kafka.values(topic, expected=2)] == ["good", "good"]
 
@@ -619,8 +627,8 @@ class Sender(threading.Thread):
         while not (self.done.is_set() and self.acknowledged == self.sent):
             try:
                 with connect(self.path) as peer:
-                    self.acknowledged = peer.greet(app=self.name, session=self.name, first=self.acknowledged)
                     at = self.acknowledged
+                    self.acknowledged = peer.greet(app=self.name, session=self.name, first=at)
                     while not self.done.is_set() or at < self.sent:
                         end = max(self.sent, at + 20) if not self.done.is_set() else self.sent
                         self.sent = max(self.sent, end)
@@ -642,8 +650,8 @@ def test_what_is_acknowledged_while_the_agent_is_told_to_stop_arrives_exactly_on
     senders = [Sender(running.socket, f"w{number}") for number in range(4)]
     for sender in senders:
         sender.start()
-    for _ in range(3):
-        aims = {sender: sender.acknowledged + 200 for sender in senders}
+    for _ in range(2):
+        aims = {sender: sender.acknowledged + 100 for sender in senders}
         eventually(partial(_reached, aims), what="traffic")
         assert running.terminate() == 0, running.log_tail()
         running.start()
@@ -766,6 +774,17 @@ def test_many_apps_with_little_each_do_not_fill_the_spool_once_kafka_has_it_all(
     judge(kafka.values(topic, expected=1800), {f"app{number}": 30 for number in range(60)}).assert_exact()
 
 
+def test_many_short_sessions_take_no_more_room_than_their_records_are_worth(start: Start, gate: Gate) -> None:
+    running = start(kafka=gate.settings, spool=SMALL)
+    for number in range(6000):
+        with connect(running.socket) as peer:
+            peer.greet(app="cron", session=str(number))
+            peer.send(lines("w", range(number, number + 1)))
+            peer.await_ack(1)
+    assert running.status()["spool"]["apps"]["cron"] < 6000 * 150
+    assert not log_lines(running, "the spool is full")
+
+
 def test_a_record_larger_than_the_share_of_its_app_does_not_wait_for_ever(start: Start, kafka: Kafka, topic: str) -> None:
     kafka.create_topic(f"{topic}-large", config={"max.message.bytes": str(4 * MIB)})
     running = start(
@@ -815,19 +834,34 @@ class Disk:
         (self.path / "filling").unlink(missing_ok=True)
 
 
-@pytest.fixture
-def disk(directory: Path) -> Iterator[Disk]:
-    """Four megabytes; needs root."""
-    path = directory / "disk"
-    path.mkdir()
+@contextlib.contextmanager
+def mounted(path: Path) -> Iterator[Path]:
+    """A file system of four megabytes at `path`; raises CalledProcessError without the right to mount."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", path], check=True, capture_output=True)
     try:
-        yield Disk(path)
+        yield path
     finally:
         subprocess.run(["umount", "--lazy", path], check=True)
 
 
-needs_root = pytest.mark.skipif(os.getuid() != 0, reason="mounting needs root; a limit on the size of files does without")
+@pytest.fixture
+def disk(directory: Path) -> Iterator[Disk]:
+    (directory / "disk").mkdir()
+    with mounted(directory / "disk") as path:
+        yield Disk(path)
+
+
+def may_mount() -> bool:
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            with mounted(Path(directory)):
+                return True
+        except (OSError, subprocess.CalledProcessError):
+            return False
+
+
+# Without that right the limit on the size of files, which needs none, is what shows that a refusing disk is waited out.
+needs_mount = pytest.mark.skipif(not may_mount(), reason="a small file system needs the right to mount")
 
 
 def test_a_limit_on_the_size_of_files_is_waited_out(start: Start, gate: Gate, kafka: Kafka, topic: str) -> None:
@@ -844,7 +878,7 @@ def test_a_limit_on_the_size_of_files_is_waited_out(start: Start, gate: Gate, ka
     judge(kafka.values(topic, expected=sent), {"w": sent}).assert_exact()
 
 
-@needs_root
+@needs_mount
 def test_a_disk_that_others_filled_is_waited_out(start: Start, gate: Gate, kafka: Kafka, topic: str, disk: Disk) -> None:
     running = start(kafka=gate.settings, agent={"state_dir": str(disk.path / "state")})
     with connect(running.socket) as peer:
@@ -861,7 +895,7 @@ def test_a_disk_that_others_filled_is_waited_out(start: Start, gate: Gate, kafka
     judge(kafka.values(topic, expected=sent), {"w": sent}).assert_exact()
 
 
-@needs_root
+@needs_mount
 def test_a_disk_that_the_spool_filled_is_free_again_when_kafka_has_it_all(
     start: Start, gate: Gate, kafka: Kafka, topic: str, disk: Disk
 ) -> None:
@@ -875,7 +909,7 @@ def test_a_disk_that_the_spool_filled_is_free_again_when_kafka_has_it_all(
     judge(kafka.values(topic, expected=sent), {"w": sent}).assert_exact()
 
 
-@needs_root
+@needs_mount
 def test_an_app_that_is_new_on_a_full_disk_is_turned_away_with_a_line_and_served_later(
     start: Start, kafka: Kafka, topic: str, disk: Disk
 ) -> None:
@@ -899,7 +933,7 @@ def test_an_app_that_is_new_on_a_full_disk_is_turned_away_with_a_line_and_served
     judge(kafka.values(topic, expected=2), {"w": 2}).assert_exact()
 
 
-@needs_root
+@needs_mount
 def test_an_agent_that_was_killed_on_a_disk_that_its_spool_filled_starts_and_sends_what_is_there(
     start: Start, gate: Gate, kafka: Kafka, topic: str, disk: Disk
 ) -> None:
@@ -920,7 +954,7 @@ def test_an_agent_that_was_killed_on_a_disk_that_its_spool_filled_starts_and_sen
     with connect(running.socket) as peer:
         known = peer.greet(app="shop", session="one", first=acknowledged)
         assert known >= acknowledged > 1000
-        peer.send(lines("w", range(known, known + 100), 1000))
+        peer.send(lines("w", range(acknowledged, known + 100), 1000))
         peer.await_ack(known + 100, 30)
     judge(kafka.values(topic, expected=known + 100), {"w": known + 100}).assert_exact()
 

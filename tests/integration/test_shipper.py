@@ -379,6 +379,7 @@ def test_what_came_while_kafka_was_not_there_yet_is_delivered_when_it_comes(unst
     eventually(lambda: running.metric("forwarder_kafka_connected") == 1, what="Kafka to count as connected")
 
 
+@pytest.mark.slow
 def test_while_kafka_is_away_memory_stays_flat_and_the_processor_idle_and_nothing_is_lost(
     unsteady: Kafka, agent: AgentFactory
 ) -> None:
@@ -408,6 +409,7 @@ def test_while_kafka_is_away_memory_stays_flat_and_the_processor_idle_and_nothin
     assert grown < 16 << 20, f"{grown >> 20} MiB more memory"
 
 
+@pytest.mark.slow
 def test_a_broker_killed_and_started_again_loses_nothing(unsteady: Kafka, agent: AgentFactory) -> None:
     topic = new_topic(unsteady)
     running = agent({"kafka": {"bootstrap_servers": unsteady.bootstrap, "topic": topic}})
@@ -422,6 +424,27 @@ def test_a_broker_killed_and_started_again_loses_nothing(unsteady: Kafka, agent:
     verdict = judge(unsteady.values(topic, expected=20_000), {"w": 20_000})
     # One broker alone may forget what it acknowledged only when the machine dies, not when the process does.
     no_loss(verdict)
+
+
+@pytest.mark.slow
+def test_what_is_in_flight_when_first_kafka_and_then_the_agent_dies_is_sent_again(unsteady: Kafka, agent: AgentFactory) -> None:
+    topic = new_topic(unsteady)
+    running = agent({"kafka": {"bootstrap_servers": unsteady.bootstrap, "topic": topic}})
+    running.start()
+    send(running, lines(1000))
+    await_settled(running)
+    unsteady.kill()
+    try:
+        for turn in range(1, 5):
+            send(running, lines(1000, first=turn * 1000))
+        eventually(lambda: source(running, "shop")["lag_bytes"] == 0, what="all to be in flight")
+        # Longer than it takes until positions are saved: they must not have moved.
+        time.sleep(1)
+        running.kill()
+    finally:
+        up(unsteady, topic)
+    running.start()
+    judge(unsteady.values(topic, expected=5000), {"w": 5000}).assert_exact()
 
 
 def test_a_broker_that_hangs_for_five_seconds_costs_nothing_but_time(unsteady: Kafka, agent: AgentFactory) -> None:
@@ -468,8 +491,6 @@ def test_an_agent_killed_in_mid_delivery_loses_nothing_and_repeats_little(kafka:
     running = agent({"kafka": {"bootstrap_servers": kafka.bootstrap, "topic": topic}})
     running.start()
     kills = 4
-    with connect(running.socket) as peer:
-        peer.greet(app="shop", session="one")
     for turn in range(kills):
         send(running, lines(20_000, first=turn * 20_000))
         running.kill()
@@ -544,6 +565,33 @@ def test_damaged_positions_are_moved_aside_and_what_is_on_disk_is_sent_again(
         assert positions.execute("SELECT count(*) FROM source").fetchone() == (1,)
 
 
+def test_while_positions_cannot_be_saved_records_flow_and_the_spool_still_shrinks(
+    kafka: Kafka, topic: str, agent: AgentFactory
+) -> None:
+    running = agent({"kafka": {"bootstrap_servers": kafka.bootstrap, "topic": topic}, "spool": {"max_bytes_per_app": "1MiB"}})
+    running.start()
+    send(running, lines(10))
+    await_settled(running)
+    with closing(sqlite3.connect(running.state / "positions.db", isolation_level=None)) as positions:
+        for action in ("INSERT", "UPDATE"):
+            positions.execute(f"CREATE TRIGGER no_{action} BEFORE {action} ON source BEGIN SELECT RAISE(FAIL, 'no'); END")
+        # Three times what the spool may hold.
+        send(running, lines(30_000, first=10, fill=50))
+        await_settled(running)
+        eventually(lambda: running.status()["spool"]["apps"]["shop"] < 300_000, what="the spool to shrink")
+        with pytest.raises(OSError, match="not writable"):
+            running.get("/readyz")
+        assert len(logged(running, "cannot save positions")) == 1
+        running.kill()
+        running.start(wait=False)
+        eventually(lambda: running.get("/healthz"), what="the agent to be there")
+        send(running, lines(10, first=30_010))
+        for action in ("INSERT", "UPDATE"):
+            positions.execute(f"DROP TRIGGER no_{action}")
+    eventually(lambda: running.get("/readyz"), what="positions to be saved again")
+    no_loss(judge(kafka.values(topic, expected=30_020), {"w": 30_020}))
+
+
 def test_positions_of_a_newer_release_stop_the_start_with_a_clear_message(agent: AgentFactory) -> None:
     running = agent({"kafka": {"bootstrap_servers": NOBODY}})
     running.start()
@@ -564,24 +612,28 @@ def a_directory_for_positions(state: Path) -> None:
     (state / "positions.db").mkdir(parents=True)
 
 
-def a_file_for_the_spool(state: Path) -> None:
-    state.mkdir()
-    (state / "spool").write_text("in the way")
-
-
-@pytest.mark.parametrize("spoil", [a_file_in_its_place, a_directory_for_positions, a_file_for_the_spool])
-def test_a_state_directory_that_cannot_be_used_is_said_in_one_line(agent: AgentFactory, spoil: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize("spoil", [a_file_in_its_place, a_directory_for_positions])
+def test_a_state_directory_that_cannot_be_used_ends_the_start_with_one_line(
+    agent: AgentFactory, spoil: Callable[[Path], None]
+) -> None:
     running = agent({"kafka": {"bootstrap_servers": NOBODY}})
     spoil(running.state)
     running.start(wait=False)
-    if running.alive and spoil is a_file_for_the_spool:
-        eventually(lambda: not running.alive or running.get("/readyz"))
-        with pytest.raises((ConnectionError, TimeoutError)):
-            send(running, lines(1))
-    else:
-        assert running.wait() == 1
-        assert re.search(rf"^forwarder: cannot run: .*{re.escape(str(running.state))}", running.log(), re.MULTILINE)
+    assert running.wait() == 1
+    (line,) = running.log().splitlines()
+    assert re.search(rf"^forwarder: cannot run: .*{re.escape(str(running.state))}", line)
+
+
+def test_a_spool_that_cannot_be_opened_is_said_and_nothing_is_acknowledged(agent: AgentFactory) -> None:
+    running = agent({"kafka": {"bootstrap_servers": NOBODY}})
+    running.state.mkdir()
+    (running.state / "spool").write_text("in the way")
+    running.start()
+    with pytest.raises(ConnectionError):
+        send(running, lines(1))
+    eventually(lambda: logged(running, f"spool of app shop cannot be opened.*{running.state}"), what="a line that says why")
     assert "Traceback" not in running.log()
+    assert running.terminate() == 0
 
 
 # Fairness and figures

@@ -478,3 +478,18 @@ def test_raw_lines_are_sent_as_they_are(story: Story) -> None:
     story.writer.file.write(b"\n".join(lines) + b"\n")
     story.start(format="raw")
     assert sorted(story.values(len(lines))) == sorted(lines)
+
+
+def test_files_that_come_and_go_while_the_path_is_empty_for_a_moment_are_read_too(story: Story) -> None:
+    story.writer.write(100)
+    story.start()
+    story.await_delivered(100)
+    story.writer.path.rename(f"{story.writer.path}.1")
+    eventually(lambda: story.agent.status()["tail"]["rotated_or_deleted"] == 1, what="the agent to see that the path is empty")
+    story.agent.freeze()
+    for _ in range(3):
+        story.writer.reopen()
+        story.writer.write(100)
+        story.writer.rotate()
+    story.agent.thaw()
+    story.assert_exact()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
+import signal
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -142,12 +144,51 @@ def test_another_process_that_holds_the_file_is_no_damage(tmp_path: Path, monkey
     connect = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, **{**options, "timeout": 0.1}))
     with closing(connect(path, isolation_level=None)) as other:
-        other.execute("BEGIN EXCLUSIVE")
+        other.execute("BEGIN IMMEDIATE")
         other.execute("UPDATE source SET position = 2")
+        with closing(Positions(path)) as positions:
+            assert positions.load() == [Saved("a", 1)]
+            with pytest.raises(OSError, match="cannot save"):
+                positions.save([Saved("a", 3)])
+        other.execute("COMMIT")
+    with closing(connect(path, isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode=EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(OSError, match="cannot open"):
             Positions(path)
         other.execute("COMMIT")
     assert rows(path) == {"a": 2}
+    assert not list(tmp_path.glob("*.bad-*"))
+
+
+@pytest.mark.parametrize("ended", ["well", "killed"])
+def test_positions_are_read_on_a_disk_without_any_room_and_saved_when_there_is_some(tmp_path: Path, ended: str) -> None:
+    path = path_in(tmp_path)
+    child = os.fork()
+    if child == 0:
+        positions = Positions(path)
+        positions.save([Saved("a", 5)])
+        if ended == "well":
+            positions.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+            positions = Positions(path)
+            assert positions.load() == [Saved("a", 5)]
+            with pytest.raises(OSError, match="cannot save"):
+                positions.save([Saved("a", 6)])
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            positions.save([Saved("a", 7)])
+            positions.close()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert rows(path) == {"a": 7}
     assert not list(tmp_path.glob("*.bad-*"))
 
 
