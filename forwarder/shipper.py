@@ -599,10 +599,6 @@ class Shipper:
                     lane.saved = position
             except OSError:
                 self._gone |= gone
-                for lane, position in places:
-                    # A spool whose position is lost begins at its first segment: what is delivered may go, and make room.
-                    if not lane.tailed:
-                        lane.source.commit(position)
                 raise
             finally:
                 for lane, position in places:

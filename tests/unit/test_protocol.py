@@ -320,7 +320,7 @@ def test_a_greeting_says_all_it_can_say() -> None:
     line = (
         b'{"app":"a b","forwarder":1,"session":"s","first":9223372036854775807,"topic":"t","key":"{host}","dropped":3,"new":[]}'
     )
-    assert parse_greeting(line) == Greeting("a b", "s", 2**63 - 1, "t", "k", 3)
+    assert parse_greeting(line) == Greeting("a b", "s", 2**63 - 1, "t", "{host}", 3)
     assert parse_greeting(b'{"forwarder":1,"app":null,"first":null}') == Greeting()
 
 
