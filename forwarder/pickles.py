@@ -329,7 +329,8 @@ def _integer(data: bytes, position: int) -> tuple[int, int]:
             return False, end + 1
     elif line[-1:] == b"L":
         line = line[:-1]
-    if not (line[1:] if line[:1] == b"-" else line).isdigit():
+    digits = line[1:] if line[:1] == b"-" else line
+    if not digits.isdigit() or (digits[:1] == b"0" and digits.strip(b"0")):
         raise MalformedPickle(f"no number at offset {start}")
     return int(line), end + 1
 
