@@ -23,11 +23,11 @@ from typing import Any
 import msgspec
 
 from forwarder import config, enrich, http, metrics, systemd
-from forwarder.listener import Listener
+from forwarder.listener import Listener, route_description
 from forwarder.positions import Positions
 from forwarder.route import Prepare, Route, make_route
 from forwarder.shipper import Shipper
-from forwarder.spool.spools import Spools
+from forwarder.spool.spools import SpoolFull, Spools
 from forwarder.tail import Tails
 
 log = logging.getLogger("forwarder.agent")
@@ -207,6 +207,7 @@ class Agent:
         await asyncio.gather(*tasks, return_exceptions=True)
         self.tails.flush()
         drained = await self.shipper.drain(self.config.agent.shutdown_timeout)
+        self.tails.rescue(self._keep)
         await self._save()
         left = sum(lane.source.position - lane.position + lane.source.lag() for lane in self.shipper.lanes())
         self.shipper.close()
@@ -216,6 +217,18 @@ class Agent:
             log.info("stopped: everything is in Kafka")
         else:
             log.warning("stopped: %d bytes are not in Kafka yet; they are on disk and sent at the next start", left)
+
+    def _keep(self, tail: config.Tail, records: list[bytes]) -> None:
+        """Put what is left of a deleted file into its app's spool. Raises OSError."""
+        if not records:
+            return
+        if any(b"\n" in record for record in records):
+            raise OSError("a record that holds a line end cannot be spooled")
+        route = route_description(tail.topic, tail.key, tail.fields)
+        try:
+            self.spools.append(self.spools.of(tail.app), b"\n".join(records) + b"\n", len(records), time.time(), route=route)
+        except SpoolFull:
+            raise OSError("the spool is full") from None
 
 
 @contextlib.contextmanager

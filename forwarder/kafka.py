@@ -2,8 +2,9 @@
 
 Two ways to send. `send` hands a whole batch for one partition to librdkafka in one call (see rdkafka) and hears of its last
 record only. That is sound because the reports of one partition come in order and the gapless guarantee is on: a record that
-fails for good makes the producer fatal, so the last one cannot succeed after a failure before it. `send_each` hears of every
-record, for records that keys spread over partitions and for finding the one that made a producer fatal.
+fails for good makes the producer fatal, and `fatal` is set before the report of any record behind it is served. A success that
+is reported while `fatal` is set proves nothing: Kafka may have stored a batch behind the one it refused. `send_each` hears of
+every record, for records that keys spread over partitions and for finding the one that made a producer fatal.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import queue
 import re
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -118,14 +120,14 @@ class Kafka:
         """Why the producer can send nothing more, or empty."""
         self.connected = False
         properties = producer_properties(config, way)
-        self._producer = Producer({**properties, "error_cb": self._on_error, "logger": _client_log})
+        self._producer = Producer({**properties, "error_cb": _weakly(self._on_error), "logger": _client_log})
         try:
             self._batch: BatchCall | None = BatchCall(self._producer, str(properties["client.id"]))
         except Unavailable as error:
             log.warning("records are handed to librdkafka one by one, at twice the cost: %s", error)
             self._batch = None
         self._topic_changed = topic_changed
-        self._asked: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._asked: queue.SimpleQueue[str | Producer] = queue.SimpleQueue()
         threading.Thread(target=self._look_up, name="forwarder-metadata", daemon=True).start()
 
     def send(self, topic: str, records: list[bytes], partition: int, last: Report) -> KafkaError | None:
@@ -173,7 +175,7 @@ class Kafka:
         self._asked.put(topic)
 
     def _look_up(self) -> None:
-        while (name := self._asked.get()) is not None:
+        while isinstance(name := self._asked.get(), str):
             self._topic_changed(name, self._topic(name))
 
     def _topic(self, name: str) -> Topic:
@@ -181,6 +183,8 @@ class Kafka:
             found = self._producer.list_topics(name, timeout=METADATA_TIMEOUT).topics[name]
         except KafkaException as error:
             return Topic(problem=f"Kafka does not answer: {error.args[0].str()}")
+        except Exception as error:  # the thread must go on, or apps would wait for ever
+            return Topic(problem=f"the topic cannot be looked up: {error!r}")
         self.connected = True
         if found.error is not None and found.error.code() != KafkaError.LEADER_NOT_AVAILABLE:
             return Topic(problem=found.error.str(), permanent=found.error.code() in OF_TOPIC)
@@ -189,16 +193,31 @@ class Kafka:
 
     def close(self) -> None:
         """Give up what is queued; nothing is reported any more. Does not wait."""
-        self._asked.put(None)
         if self._batch is not None:
             self._batch.close()
-        self._producer.purge()
+        producer = self._producer
+        del self._producer
+        producer.purge(blocking=False)
+        # Its last reference goes with the thread, because its end waits for threads of its own.
+        self._asked.put(producer)
 
     def _on_error(self, error: KafkaError) -> None:
         if error.fatal():
             self.fatal = error.str()
         elif error.code() == KafkaError._ALL_BROKERS_DOWN:
             self.connected = False
+
+
+def _weakly(method: Callable[[KafkaError], None]) -> Callable[[KafkaError], None]:
+    """A callable that does not keep the method's object: a producer that held its owner would never be freed."""
+    reference = weakref.WeakMethod(method)
+
+    def call(error: KafkaError) -> None:
+        alive = reference()
+        if alive is not None:
+            alive(error)
+
+    return call
 
 
 class _Quiet(logging.Filter):

@@ -80,6 +80,7 @@ def status(agent: Agent) -> dict[str, Any]:
                 "records_per_second": round(lane.rate, 1),
                 "waits": lane.waiting is not None,
                 "waits_for_topic": lane.waits_for,
+                "trouble": lane.trouble,
             }
             for lane in shipper.lanes()
         ],

@@ -22,13 +22,14 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from confluent_kafka import KafkaError, Message
 
 from forwarder import dead
 from forwarder.config import Config
-from forwarder.kafka import FOR_GOOD, OF_TOPIC, Kafka, Topic, Way
+from forwarder.kafka import FOR_GOOD, MAX_MESSAGE_BYTES, OF_TOPIC, Kafka, Topic, Way
 from forwarder.positions import Positions, Saved
 from forwarder.route import Route
 from forwarder.source import Chunk, Source
@@ -46,9 +47,10 @@ RECORD_OVERHEAD = 256
 """What a record costs in librdkafka and its binding beside its bytes."""
 STICKY_BYTES = 256 * 1024
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.2, 15.0
-TOPIC_REFRESH = 300.0
+TOPIC_REFRESH = 30.0
 DRAIN_PATIENCE = 5.0
 CAREFUL_SECONDS = 60.0
+SUSPECT_SECONDS = 5.0
 """How long an app is sent carefully after a record of it was refused: the next one then disturbs nobody else."""
 HOLD = 0.02
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0, 3600.0)
@@ -121,6 +123,10 @@ class Lane:
         self.waits_for = ""
         self.backoff = FIRST_BACKOFF
         self.failed = False
+        self.retrying = False
+        """What was refused is being sent again: nothing new is read meanwhile."""
+        self.trouble = ""
+        """What Kafka has against this app's records, as long as it has."""
         self.careful_until = 0
         """What is before this position is sent carefully."""
         self.careful_for = 0.0
@@ -182,12 +188,15 @@ class Shipper:
         self._main = self._connect(Way.GAPLESS)
         self._scheduled: asyncio.Handle | None = None
         self._due = 0.0
+        self._replaced_at = -LONGEST_BACKOFF
+        self._replace_backoff = FIRST_BACKOFF
         self._last_turn = 0.0
         self._poll_delay = PACE
         self._window = min(SMALLEST_WINDOW, config.kafka.in_flight)
         self._limited = False
         self._peak = 0
         self._saving = asyncio.Lock()
+        self._largest = int(config.kafka.properties.get("message.max.bytes", MAX_MESSAGE_BYTES))
         self.last_delivery = clock()
 
     # Sources
@@ -235,8 +244,12 @@ class Shipper:
         self._scheduled = self._loop.call_later(due - now, self._turn) if due > now else self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
+        self._safely(self._take_turn)
+
+    def _safely(self, work: Callable[..., None], *args: Any) -> None:
+        """What the event loop calls."""
         try:
-            self._take_turn()
+            work(*args)
         except Exception as error:
             # A bug of ours. Going on would ship nothing and say nothing: the agent ends, and starts again from its positions.
             if not self.failed.done():
@@ -245,9 +258,13 @@ class Shipper:
     def _take_turn(self) -> None:
         self._scheduled = None
         self._last_turn = self._loop.time()
+        if self._main.fatal:
+            self._replace_producers()
+            return
         served = sum([kafka.poll() for kafka in list(self._producers.values())])
         if self._main.fatal:
             self._replace_producers()
+            return
         self._retire_careful()
         self._ship()
         if self._main.fatal:
@@ -272,7 +289,7 @@ class Shipper:
                 self._limited = True
                 return
             lane = active.popleft()
-            if lane.failed or lane.waiting is not None:
+            if lane.failed or lane.retrying or lane.waiting is not None:
                 lane.active = False
                 continue
             # A source may fill half of what is free, then half of the rest: there is always room for another.
@@ -315,7 +332,7 @@ class Shipper:
         if route.prepare is not None and records:
             records = route.prepare(records)
         flight = Flight(lane, chunk, sum(map(len, records)) + RECORD_OVERHEAD * len(records), self._landed)
-        if lane.careful_for > self._last_turn:
+        if lane.careful_for > self._last_turn or max(map(len, records), default=0) > self._largest:
             lane.careful_until = max(lane.careful_until, chunk.end)
         if not records:
             lane.flights.append(flight)
@@ -394,6 +411,9 @@ class Shipper:
         lane = flight.lane
         lane.in_flight -= flight.charge
         self.in_flight -= flight.charge
+        if flight.pinned and self._main.fatal:
+            # Of a producer that has become fatal success proves nothing; all this is about to be sent again.
+            return
         if flight.refused and not self._handle_refused(flight):
             return
         if not flight.refused:
@@ -403,6 +423,10 @@ class Shipper:
             self.delivered.update(flight.topics)
             self.latency.observe(max(now - flight.received, 0.0), flight.count)
             lane.backoff = FIRST_BACKOFF
+            self._replace_backoff = FIRST_BACKOFF
+            if lane.trouble:
+                log.warning("app %s: its records are taken again", lane.source.app)
+                lane.trouble = ""
             if self._limited:
                 self._window = min(self._window + flight.charge, self._config.kafka.in_flight)
             self._advance(lane)
@@ -413,6 +437,9 @@ class Shipper:
         flights = lane.flights
         while flights and flights[0].done:
             lane.position = flights.popleft().end
+        if lane.retrying and not flights:
+            lane.retrying = False
+            self.wake(lane.source)
 
     def _handle_refused(self, flight: Flight) -> bool:
         """Decide what becomes of the records in `refused`; False when that has already been begun."""
@@ -436,6 +463,12 @@ class Shipper:
             self._note(f"{refused.topic}: {refused.error.str()}", lane.source.app)
             if refused.error.code() in OF_TOPIC:
                 self._topics.pop(refused.topic, None)
+                # It may be fatal to a gapless producer, which all apps share.
+                lane.careful_for = self._loop.time() + CAREFUL_SECONDS
+                trouble = f"topic {refused.topic}: {KafkaError(refused.error.code()).str()}"
+                if trouble != lane.trouble:
+                    log.warning("app %s: %s; its records wait on disk", lane.source.app, trouble)
+                    lane.trouble = trouble
             lane.failed = True
         return True
 
@@ -477,6 +510,12 @@ class Shipper:
 
     def _replace_producers(self) -> None:
         """The producer can send nothing more: a new one, and everything that is not settled again."""
+        wait = self._replaced_at + self._replace_backoff - self._loop.time()
+        if wait > 0:
+            self._schedule(wait)
+            return
+        self._replaced_at = self._loop.time()
+        self._replace_backoff = min(self._replace_backoff * 2, LONGEST_BACKOFF)
         log.error("the producer failed (%s) and is replaced; what was in flight is sent again", self._main.fatal)
         self._note(f"the producer failed ({self._main.fatal}) and was replaced", "")
         self.replaced += 1
@@ -487,10 +526,12 @@ class Shipper:
         self._main = self._connect(Way.GAPLESS)
         self.in_flight = 0
         for lane in self._lanes.values():
-            lane.failed = False
+            lane.failed = lane.retrying = False
             lane.in_flight = 0
             if lane.flights:
+                # One of these lanes is to blame; which, the reports of its records will say.
                 lane.careful_until = max(lane.careful_until, lane.flights[-1].end)
+                lane.careful_for = max(lane.careful_for, self._loop.time() + SUSPECT_SECONDS)
                 lane.flights.clear()
                 lane.source.seek(lane.position)
             self.wake(lane.source)
@@ -561,7 +602,7 @@ class Shipper:
     def _pause(self, lane: Lane, seconds: float) -> None:
         if lane.waiting is not None:
             lane.waiting.cancel()
-        lane.waiting = self._loop.call_later(seconds, self._waited, lane)
+        lane.waiting = self._loop.call_later(seconds, self._safely, self._waited, lane)
 
     def _waited(self, lane: Lane) -> None:
         lane.waiting = None
@@ -570,6 +611,7 @@ class Shipper:
             return  # its flights are still landing; what becomes of those refused is decided after the last
         for flight in list(lane.flights):
             if flight.refused and flight.left == 0:
+                lane.retrying = True
                 self._queue_again(flight)
         self.wake(lane.source)
 
@@ -608,8 +650,10 @@ class Shipper:
         """Once a second: serve what librdkafka has to say when nothing is in flight; let an unused window shrink."""
         for lane in self._lanes.values():
             lane.measure(1.0)
-        if not self.in_flight:
-            self._main.poll()
+        if not self.in_flight and not self._main.fatal:
+            for kafka in list(self._producers.values()):
+                kafka.poll()
+            self._retire_careful()
             if self._main.fatal:
                 self._replace_producers()
         if self._peak < self._window // 4:

@@ -81,9 +81,7 @@ def _draw(status: dict[str, Any]) -> RenderableType:
     for column in sources.columns[2:5]:
         column.justify = "right"
     for source in sorted(status["sources"], key=lambda each: -each["lag_bytes"]):
-        waits = (
-            f"waits for topic {source['waits_for_topic']}" if source["waits_for_topic"] else "waits" if source["waits"] else ""
-        )
+        waits = f"waits for topic {source['waits_for_topic']}" if source["waits_for_topic"] else source["trouble"]
         sources.add_row(
             source.get("path") or source["name"],
             source["app"],

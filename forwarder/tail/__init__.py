@@ -30,7 +30,7 @@ from forwarder.tail import identity as identities
 from forwarder.tail.discovery import Found, is_excluded, matches, rotation_bases, walk
 from forwarder.tail.file import Counts, TailedFile
 from forwarder.tail.growth import Growth
-from forwarder.tail.identity import Identity
+from forwarder.tail.identity import Identity, shown
 from forwarder.tail.inotify import Inotify
 from forwarder.tail.lines import Encoding, Lines
 from forwarder.tail.lookup import Key, behind_copied, find, key_of, leads_to, siblings, start_of_last_line
@@ -48,10 +48,11 @@ PREFIX = "tail:"
 
 
 class Suspect(msgspec.Struct):
-    """A file that may be a copy of another; `since` is when its size last changed, by the loop's clock."""
+    """A file that may be a copy of another; `since` is when its size last changed, by the loop's clock; `walk` met it last."""
 
     size: int
     since: float
+    walk: int
 
 
 class Tails:
@@ -95,6 +96,7 @@ class Tails:
         self._retired: OrderedDict[Key, tuple[Identity, int]] = OrderedDict()
         """Files that were read to their end and let go of, with how far that was."""
         self._suspects: dict[Key, Suspect] = {}
+        self._walks = 0
         self._names = {row.name for row in self._saved}
         self._reported: set[str] = set()
         self._walk_due = asyncio.Event()
@@ -133,11 +135,25 @@ class Tails:
                 file.last = True
                 file.look()
 
+    def rescue(self, keep: Callable[[config.Tail, list[bytes]], None]) -> None:
+        """What is left of deleted files ends with the agent: hand undelivered records to `keep`, which may raise OSError."""
+        for file in {*self._files.values(), *self._ended}:
+            tail = self._tail_of(file.origin)
+            if not file.deleted or not file.undelivered or file.rewritten or tail is None:
+                continue
+            try:
+                for records in file.remaining():
+                    keep(tail, records)
+            except OSError as error:
+                log.error("%s is deleted, and what is left of it cannot be kept: %s", file.path, error)
+            else:
+                self._forget(file.name)
+
     def close(self) -> None:
         for file in {*self._files.values(), *self._ended}:
-            if file.deleted and file.lag():
-                self.counts.abandoned[file.app] += file.lag()
-                log.error("%s is deleted, and %d bytes of it could not be read before the stop", file.path, file.lag())
+            if file.deleted and file.undelivered:
+                self.counts.abandoned[file.app] += file.undelivered
+                log.error("%s is deleted, and %d bytes of it are not in Kafka: they are lost", file.path, file.undelivered)
             file.close()
         if self._inotify is not None:
             self._inotify.close()
@@ -175,6 +191,7 @@ class Tails:
 
     def _take(self, found: list[tuple[config.Tail, Found]], rewritten: list[TailedFile]) -> None:
         """Bring what is known in line with what a walk has found; begin the `rewritten` files again."""
+        self._walks += 1
         directories: set[str] = set()
         seen: set[str] = set()
         for tail, there in found:
@@ -188,6 +205,7 @@ class Tails:
         for file in rewritten:
             self._start_again(file)
         self._note_gone(seen)
+        self._suspects = {key: suspect for key, suspect in self._suspects.items() if suspect.walk == self._walks}
         self._watch(directories)
 
     def _look_at(self, tail: config.Tail, path: str) -> None:
@@ -201,14 +219,19 @@ class Tails:
         key = status.st_dev, status.st_ino
         before = self._at.get(path)
         now = self._files.get(key)
+        if now is not None and now.finished and not now.rewritten:
+            # It was given up a moment ago, and has come back.
+            self._retire(now)
+            now = None
         if now is not None:
             if now is not before:
                 self._stands(now, path)
         elif stat.S_ISREG(status.st_mode) and not self._ignored(tail, status):
-            now = self._open(tail, path, before)
+            self._open(tail, path, before)
 
     def _stands(self, file: TailedFile, path: str) -> None:
         self._at[path] = file
+        file.last = False
         if not leads_to(file.path, file.key):
             file.path = path
 
@@ -227,29 +250,28 @@ class Tails:
     def _ignored(self, tail: config.Tail, status: os.stat_result) -> bool:
         return tail.ignore_older is not None and self._clock() - status.st_mtime > tail.ignore_older
 
-    def _open(self, tail: config.Tail, path: str, before: TailedFile | None) -> TailedFile | None:
-        """Take up the file at `path`, to be read after the one that was there `before`; None when it cannot be, or not yet."""
+    def _open(self, tail: config.Tail, path: str, before: TailedFile | None) -> None:
+        """Take up the file at `path`, to be read after the one that was there `before`, unless it may be a copy."""
         fd = self._descriptor(path)
         if fd is None:
-            return None
-        known = self._files.get(key_of(fd))
-        if known is not None:
-            # Another file than a moment ago, and one that moved here from elsewhere.
+            return
+        try:
+            copied = self._copied_from(path, fd)
+            if key_of(fd) in self._files or (copied is not None and not copied.rewritten):
+                # Not the file of a moment ago but one that has moved here, or to be left alone: the next walk sees to it.
+                os.close(fd)
+                return
+            file = self._new(tail, path, path, fd, self._beginning(tail, fd, copied))
+        except OSError as error:
+            self._report(path, f"{path} cannot be read: {error.strerror}; it is tried again")
             os.close(fd)
-            self._stands(known, path)
-            return known
-        copied = self._copied_from(path, fd)
-        if copied is not None and not copied.rewritten:
-            os.close(fd)
-            return None
-        file = self._new(tail, path, path, fd, self._beginning(tail, fd, copied))
+            return
         if before is not None:
             self._chain([before, *self._unseen(tail, path, before.identity(before.position), before), file])
         elif copied is not None:
             self._chain([copied, file])
         self._stands(file, path)
         self._begin(file)
-        return file
 
     def _beginning(self, tail: config.Tail, fd: int, copied: TailedFile | None) -> int:
         """Where to begin in a file that is not known."""
@@ -276,23 +298,31 @@ class Tails:
             if original is None or not identities.starts_alike(fd, original.head):
                 continue
             self._growth.see(original)
-            suspect = self._suspects.setdefault(key, Suspect(-1, 0.0))
+            suspect = self._suspects.setdefault(key, Suspect(-1, 0.0, 0))
+            suspect.walk = self._walks
             if status.st_size != suspect.size:
                 suspect.size, suspect.since = status.st_size, self._loop.time()
             if original.rewritten or self._loop.time() - suspect.since < COPY_SECONDS:
                 return original
-        self._suspects.pop(key, None)
         return None
 
     def _start_again(self, old: TailedFile) -> None:
         """A file was truncated or written anew: another generation, at the same inode."""
         paths = [path for path, file in self._at.items() if file is old]
         copies = old.successors.copy()
-        self._end(old)
         tail = self._tail_of(old.origin)
         if tail is None:
             return
-        file = self._new(tail, old.origin, old.path, os.dup(old.fd), 0)
+        fd = -1
+        try:
+            fd = os.dup(old.fd)
+            file = self._new(tail, old.origin, old.path, fd, 0)
+        except OSError as error:
+            self._report(old.path, f"{old.path} cannot be read: {error.strerror}; it is tried again")
+            if fd >= 0:
+                os.close(fd)
+            return
+        self._end(old)
         self._chain([old, *self._unseen(tail, old.origin, old.identity(old.position), old), *copies, file])
         for path in paths:
             self._at[path] = file
@@ -303,7 +333,6 @@ class Tails:
 
         If that one is not there any more, or truncated, a copy of it may be among them: it is read from where the other ended.
         """
-        position = before.position if before is not None else 0
         directory, _, base = path.rpartition("/")
         files = []
         for entry in sorted(siblings(directory), key=lambda entry: entry.modified):
@@ -311,7 +340,6 @@ class Tails:
                 base not in rotation_bases(entry.name)
                 or entry.modified < last.modified
                 or entry.key in self._files
-                or entry.key in self._retired
                 or is_excluded(entry.path, tail.exclude)
                 or self._tail_of(entry.path) not in (None, tail)
             ):
@@ -319,19 +347,33 @@ class Tails:
             fd = self._descriptor(entry.path)
             if fd is None:
                 continue
-            begin = 0
-            if before is not None and identities.starts_alike(fd, before.head):
-                begin = behind_copied(fd, last, position)
-                if not before.rewritten or begin == entry.size:
+            try:
+                begin = self._behind_known(fd, last, before)
+                if 0 < begin == os.fstat(fd).st_size:
                     os.close(fd)
                     continue
+                file = self._new(tail, path, entry.path, fd, begin)
+            except OSError as error:
+                self._report(entry.path, f"{entry.path} cannot be read: {error.strerror}")
+                os.close(fd)
+                continue
             log.info("%s stood at %s for a while and is read now", entry.path, path)
-            file = self._new(tail, path, entry.path, fd, begin)
             if self._tail_of(entry.path) is not None:
                 self._stands(file, entry.path)
             self._begin(file)
             files.append(file)
         return files
+
+    def _behind_known(self, fd: int, last: Identity, before: TailedFile | None) -> int:
+        """Where in a file what is not known begins: it may have been read before, or be a copy of the one `before`."""
+        retired = self._retired.pop(key_of(fd), None)
+        if retired is not None and identities.holds(fd, *retired):
+            return retired[1]
+        if before is None or not identities.starts_alike(fd, before.head):
+            return 0
+        if before.rewritten:
+            return behind_copied(fd, last, before.position)
+        return os.fstat(fd).st_size if before.agrees_with(fd) else 0
 
     # What the last run left
 
@@ -349,7 +391,7 @@ class Tails:
         for path, of_path in rows.items():
             tail = self._tail_of(path)
             if tail is not None:
-                self._resume_path(tail, path, sorted(of_path, key=lambda pair: pair[0].modified), inodes)
+                self._resume_path(tail, path, sorted(of_path, key=lambda pair: (pair[0].modified, pair[1].position)), inodes)
             elif not os.path.lexists(path):
                 for _, row in of_path:
                     self._forget(row.name)
@@ -371,11 +413,16 @@ class Tails:
             if key[1] != identity.inode:
                 self._forget(row.name)
                 name = ""
-            elif key in self._files:
+            if key in self._files:
                 self._forget(row.name)
                 os.close(fd)
                 continue
-            file = self._new(tail, path, there, fd, row.position, name)
+            try:
+                file = self._new(tail, path, there, fd, row.position, name)
+            except OSError as error:
+                self._report(there, f"{there} cannot be read: {error.strerror}")
+                os.close(fd)
+                continue
             self._begin(file)
             files.append(file)
         if not files:
@@ -390,7 +437,9 @@ class Tails:
         inode = os.fstat(fd).st_ino
         if not name:
             numbers = ("" if number == 0 else f".{number}" for number in count())
-            name = next(name for name in (f"{PREFIX}{origin}:{inode}{number}" for number in numbers) if name not in self._names)
+            name = next(
+                name for name in (f"{PREFIX}{shown(origin)}:{inode}{number}" for number in numbers) if name not in self._names
+            )
             self._names.add(name)
         file = TailedFile(
             name,
@@ -443,9 +492,8 @@ class Tails:
             now = self._loop.time()
             for file, since in list(self._gone.items()):
                 if file.finished and not file.rewritten:
-                    self._retired[file.key] = file.identity(file.position), file.position
-                    self._end(file)
-                elif file in self._growth.hot or not file.exhausted:
+                    self._retire(file)
+                elif file in self._growth.hot or not file.read_out():
                     self._gone[file] = now
                 elif now - since > (DELETED_SECONDS if file.deleted else GONE_SECONDS):
                     file.last = True
@@ -457,6 +505,11 @@ class Tails:
                 self._names.discard(file.name)
                 self._removed(file)
                 file.close()
+
+    def _retire(self, file: TailedFile) -> None:
+        """End a file that was read to its end, and remember how far that was."""
+        self._retired[file.key] = file.identity(file.position), file.position
+        self._end(file)
 
     def _end(self, file: TailedFile) -> None:
         """The file is finished; what of it is on its way to Kafka is waited for."""

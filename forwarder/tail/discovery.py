@@ -43,15 +43,20 @@ def _descend(directory: str, parts: tuple[str, ...], found: Found) -> None:
         if rest:
             _descend(directory, rest, found)
         for entry in _entries(directory, found):
-            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+            if entry.name.startswith("."):
+                continue
+            if _is_directory(entry, follow_symlinks=False):
                 _descend(entry.path, parts, found)
-            elif not rest and not entry.name.startswith("."):
+            elif not rest:
                 found.files[entry.path] = None
     elif not _MAGIC.search(part):
         path = directory.rstrip("/") + "/" + part
-        if rest and Path(path).is_dir():
-            _descend(path, rest, found)
-            return
+        try:
+            if rest and Path(path).is_dir():
+                _descend(path, rest, found)
+                return
+        except OSError as error:
+            found.unreadable[path] = error.strerror or str(error)
         found.directories.add(directory)
         if not rest and os.path.lexists(path):
             found.files[path] = None
@@ -61,7 +66,7 @@ def _descend(directory: str, parts: tuple[str, ...], found: Found) -> None:
                 continue
             if not rest:
                 found.files[entry.path] = None
-            elif entry.is_dir():
+            elif _is_directory(entry, follow_symlinks=True):
                 _descend(entry.path, rest, found)
 
 
@@ -75,6 +80,13 @@ def _entries(directory: str, found: Found) -> list[os.DirEntry[str]]:
     except OSError as error:
         found.unreadable[directory] = error.strerror or str(error)
         return []
+
+
+def _is_directory(entry: os.DirEntry[str], *, follow_symlinks: bool) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=follow_symlinks)
+    except OSError:
+        return False  # a link that leads in circles, or nowhere one may go
 
 
 def is_excluded(path: str, exclude: tuple[str, ...]) -> bool:

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from forwarder.tail.identity import HEAD_BYTES, MARK_BYTES, Identity, digest, encode
@@ -217,12 +217,17 @@ class TailedFile:
         if self.rewritten:
             self._counts.abandoned[self.app] += self._position - position
             log.error("%s: %d bytes that Kafka did not take are gone from the file", self.path, self._position - position)
+            self._position = position
             return
         self._position = self._searched = self._text = position
         self.finished = False
 
     def commit(self, position: int) -> None:
         self._committed = position
+        self._forget_marks(position)
+
+    def _forget_marks(self, position: int) -> None:
+        """Nobody goes back behind `position`."""
         marks = self._marks
         while len(marks) > 1 and marks[1][0] <= position:
             marks.popleft()
@@ -231,6 +236,7 @@ class TailedFile:
         return 0 if self.finished else max(self.size - max(self._searched, self._position), 0)
 
     def detail(self, position: int) -> str:
+        self._forget_marks(position)
         return encode(self.identity(position))
 
     # For the tail
@@ -252,13 +258,14 @@ class TailedFile:
 
     def look(self) -> bool:
         """See how the file stands: True when it has grown since the last look, wakes whoever reads it when there is more."""
-        if self.finished:
-            return False
         try:
-            status = os.fstat(self.fd)
+            return not self.finished and self._look()
         except OSError as error:
             log.error("%s cannot be looked at: %s", self.path, error.strerror)
             return False
+
+    def _look(self) -> bool:
+        status = os.fstat(self.fd)
         grown = status.st_size != self.size or status.st_mtime_ns != self.modified
         shrunk = status.st_size < self.size
         self.size, self.modified, self.deleted = status.st_size, status.st_mtime_ns, status.st_nlink == 0
@@ -275,28 +282,48 @@ class TailedFile:
         return os.pread(self.fd, len(mark), position - len(mark)) == mark
 
     def _waits(self) -> bool:
-        """Whether the file that was here before is still being read."""
-        if self.predecessor is None:
-            return False
-        if self.predecessor.exhausted:
-            self.predecessor.successors.remove(self)
-            self.predecessor = None
-            return False
-        return True
+        """Whether one of the files that were here before is still being read."""
+        while self.predecessor is not None:
+            later, earliest = self, self.predecessor
+            while earliest.predecessor is not None:
+                later, earliest = earliest, earliest.predecessor
+            if not earliest.read_out():
+                return True
+            earliest.successors.remove(later)
+            later.predecessor = None
+        return False
+
+    def agrees_with(self, fd: int) -> bool:
+        """Whether the open file ends as this one does at the same place: it is a copy of it, whole or in the making."""
+        end = min(os.fstat(fd).st_size, os.fstat(self.fd).st_size)
+        size = min(end, MARK_BYTES)
+        return os.pread(fd, size, end - size) == os.pread(self.fd, size, end - size)
+
+    def remaining(self) -> Iterator[list[bytes]]:
+        """The records that are not known to be in Kafka, to the very end; for a file that nobody will read again."""
+        self.seek(self._committed)
+        self.predecessor, self.last = None, True
+        while chunk := self.read(SCAN_BYTES):
+            yield chunk.records
+        self._committed = self._position
 
     def follow(self, predecessor: TailedFile) -> None:
         """Be read after `predecessor`."""
         self.predecessor = predecessor
         predecessor.successors.append(self)
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether all there is of it has been read, and of those before it."""
+    def read_out(self) -> bool:
+        """Whether all there is of it has been read."""
         if self.finished:
             return True
         with contextlib.suppress(OSError):
             self.size = os.fstat(self.fd).st_size
-        return self.size <= self._searched and not self._waits()
+        return self.size <= self._searched
+
+    @property
+    def undelivered(self) -> int:
+        """Bytes that are there and not known to be in Kafka."""
+        return max(self.size - self._committed, 0)
 
     @property
     def settled(self) -> bool:

@@ -29,6 +29,7 @@ class Growth:
         self.hot: dict[TailedFile, float] = {}
         """Since when each has not grown, by the loop's clock."""
         self._files: set[TailedFile] = set()
+        self._watches: dict[TailedFile, int] = {}
         self._inotify = inotify
         self._rewritten = rewritten
         self._heat = asyncio.Event()
@@ -42,6 +43,9 @@ class Growth:
     def remove(self, file: TailedFile) -> None:
         self._files.discard(file)
         self.hot.pop(file, None)
+        watch = self._watches.pop(file, None)
+        if watch is not None and self._inotify is not None:
+            self._inotify.end(watch)
 
     async def follow(self) -> None:
         """Look at the hot files, until cancelled."""
@@ -74,7 +78,7 @@ class Growth:
             self._heat.set()
 
     def see_all(self) -> None:
-        for file in self._files:
+        for file in list(self._files):
             self.see(file)
 
     def _look(self, file: TailedFile) -> bool:
@@ -90,7 +94,7 @@ class Growth:
         self.hot.pop(file, None)
         if self._inotify is not None:
             try:
-                self._inotify.watch_once(file.fd, partial(self._modified, file))
+                self._watches[file] = self._inotify.watch_once(file.fd, partial(self._modified, file))
             except OSError as error:
                 if not self._warned:
                     log.warning("%s: some files are polled; raise fs.inotify.max_user_watches", error.strerror)
@@ -98,5 +102,6 @@ class Growth:
         self.see(file)
 
     def _modified(self, file: TailedFile) -> None:
+        self._watches.pop(file, None)
         if file in self._files:
             self.see(file)

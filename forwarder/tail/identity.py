@@ -40,15 +40,23 @@ def digest(content: bytes) -> str:
 
 
 def encode(identity: Identity) -> str:
-    return msgspec.json.encode(identity).decode()
+    """As JSON, with each byte of the path as a character: a name on disk need not be UTF-8."""
+    path = os.fsencode(identity.path).decode("latin-1")
+    return msgspec.json.encode(msgspec.structs.replace(identity, path=path)).decode()
 
 
 def decode(detail: str) -> Identity | None:
     """None for what this release cannot read."""
     try:
-        return msgspec.json.decode(detail, type=Identity)
-    except msgspec.MsgspecError:
+        identity = msgspec.json.decode(detail, type=Identity)
+        return msgspec.structs.replace(identity, path=os.fsdecode(identity.path.encode("latin-1")))
+    except (msgspec.MsgspecError, UnicodeEncodeError):
         return None
+
+
+def shown(path: str) -> str:
+    """The path as text that may go anywhere, for a name that is not UTF-8."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 def holds(fd: int, identity: Identity, position: int) -> bool:

@@ -38,17 +38,31 @@ class Inotify:
 
     def watch_directories(self, paths: set[str]) -> None:
         """Watch exactly these. Raises OSError (ENOSPC) at the limit of watches; one that has just gone is left out."""
-        for path in self._directories.keys() - paths:
-            _libc.inotify_rm_watch(self._fd, self._directories.pop(path))
-        for path in paths - self._directories.keys():
-            try:
-                self._directories[path] = self._add(os.fsencode(path), _DIRECTORY)
-            except (FileNotFoundError, NotADirectoryError, PermissionError):
-                continue
+        before, self._directories = self._directories, {}
+        try:
+            for path in paths:
+                try:
+                    # Again at each call, which costs nothing: another directory may stand there now.
+                    self._directories[path] = self._add(os.fsencode(path), _DIRECTORY)
+                except (FileNotFoundError, NotADirectoryError, PermissionError):
+                    continue
+        finally:
+            for watch in set(before.values()) - set(self._directories.values()):
+                self.end(watch)
 
-    def watch_once(self, fd: int, modified: Callable[[], None]) -> None:
-        """Call `modified` at the next write to the open file, once. Raises OSError (ENOSPC) at the limit of watches."""
-        self._files[self._add(b"/proc/self/fd/%d" % fd, _MODIFY | _ONESHOT)] = modified
+    def watch_once(self, fd: int, modified: Callable[[], None]) -> int:
+        """Call `modified` at the next write to the open file, once. Raises OSError (ENOSPC) at the limit of watches.
+
+        Returns what `end` takes, should the file be closed before.
+        """
+        watch = self._add(b"/proc/self/fd/%d" % fd, _MODIFY | _ONESHOT)
+        self._files[watch] = modified
+        return watch
+
+    def end(self, watch: int) -> None:
+        """End a watch; one that has ended by itself is left alone."""
+        self._files.pop(watch, None)
+        _libc.inotify_rm_watch(self._fd, watch)
 
     def _add(self, path: bytes, mask: int) -> int:
         return _checked(_libc.inotify_add_watch(self._fd, ctypes.c_char_p(path), ctypes.c_uint32(mask)))
@@ -66,7 +80,7 @@ class Inotify:
             if mask & _Q_OVERFLOW:
                 self._overflowed()
             elif mask & _IGNORED:
-                self._forget(watch)
+                self._files.pop(watch, None)
             elif mask & _MODIFY:
                 modified = self._files.pop(watch, None)
                 if modified is not None:
@@ -75,12 +89,6 @@ class Inotify:
                 changed = True
         if changed:
             self._directory_changed()
-
-    def _forget(self, watch: int) -> None:
-        self._files.pop(watch, None)
-        for path, other in list(self._directories.items()):
-            if other == watch:
-                del self._directories[path]
 
     def close(self) -> None:
         self._loop.remove_reader(self._fd)

@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 import msgspec
 
 from forwarder import config
+from forwarder.tail.identity import shown
 
 NUL_RUN = 16
 """So many NULs in front of a line are the hole that a writer left which had not noticed a truncation, and no data."""
@@ -36,13 +37,13 @@ class Encoding:
     def __init__(self, name: str, beginning: bytes) -> None:
         """`beginning` is the start of the file, where an encoding with a byte order mark says which order it is."""
         self.name = codecs.lookup(name).name
-        for order in ("utf-16", "utf-32"):
-            if self.name == order:
-                big = beginning.startswith((b"\xfe\xff", b"\0\0\xfe\xff"))
-                self.name = f"{order}-{'be' if big else 'le'}"
+        if self.name in {"utf-16", "utf-32"}:
+            big = beginning.startswith((b"\xfe\xff", b"\0\0\xfe\xff"))
+            self.name = f"{self.name}-{'be' if big else 'le'}"
+        elif self.name == "utf-8-sig":
+            self.name = "utf-8"  # whose byte order mark is left out in any case
         self.newline = "\n".encode(self.name)
         self.width = len(self.newline)
-        self.mark = "\ufeff".encode(self.name) if self.name.startswith("utf") else b""
 
     def last_end(self, data: bytes, start: int) -> int:
         """Index behind the last newline in `data` from `start`, where a line begins; `start` when there is none."""
@@ -68,7 +69,7 @@ class Lines:
         """Records that were cut, or had bytes unknown to the encoding; for whoever counts them to take."""
         self.max_record = settings.max_record
         self._raw = settings.format == "raw"
-        self._ending = b"".join((b',"host":', _text(host), b',"app":', _text(settings.app), b',"path":', _text(path)))
+        self._ending = b"".join((b',"host":', _text(host), b',"app":', _text(settings.app), b',"path":', _text(shown(path))))
 
     def records(self, body: bytes, encoding: Encoding, now: float) -> list[bytes]:
         """Records of `body`, whole lines each with its newline; `now`, in seconds, stands in those that are plain text."""

@@ -16,6 +16,7 @@ from forwarder.tail.lines import Encoding
 Key = tuple[int, int]
 """Device and inode."""
 
+OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 STEP_BYTES = 64 * 1024
 
 
@@ -58,9 +59,13 @@ def find(identity: Identity, position: int, inodes: set[int]) -> tuple[str, int]
         paths += [entry.path for entry in rotated if entry.key[1] not in inodes]
     for path in paths:
         with contextlib.suppress(OSError):
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-            if holds(fd, identity, position):
-                return path, fd
+            fd = os.open(path, OPEN)
+            try:
+                if holds(fd, identity, position):
+                    return path, fd
+            except OSError:
+                os.close(fd)
+                raise
             os.close(fd)
     return None
 

@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._acl import AclBinding, AclOperation, AclPermissionType
+from confluent_kafka.admin._resource import ResourcePatternType, ResourceType
 
 from tests.conftest import AgentFactory
 from tests.harness.agent import Agent
@@ -219,6 +222,44 @@ def test_an_app_of_which_every_record_is_refused_leaves_the_others_alone(kafka: 
     assert running.status()["kafka"]["producers_replaced"] == 1
     assert longest < 0.5, f"a record took {longest:.2f} s"
     eventually(lambda: len(dead_letters(running, "small")) == 21, what="all to be refused")
+
+
+@pytest.mark.slow
+def test_an_app_without_permission_waits_and_the_others_hardly_notice(directory: Path, agent: AgentFactory) -> None:
+    rights = "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\nallow.everyone.if.no.acl.found=true"
+    kafka = Kafka(directory / "kafka", extra=rights)
+    kafka.start()
+    try:
+        free, denied = new_topic(kafka, "-free"), new_topic(kafka, "-denied")
+        whom = (ResourceType.TOPIC, denied, ResourcePatternType.LITERAL, "User:ANONYMOUS", "*")
+        admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+        may = [AclBinding(*whom, operation, AclPermissionType.ALLOW) for operation in (AclOperation.DESCRIBE, AclOperation.READ)]
+        for made in admin.create_acls(may).values():
+            made.result()
+        sockets = [
+            {"path": str(directory / name), "app": name, "topic": name_of} for name, name_of in (("f", free), ("d", denied))
+        ]
+        running = agent({"kafka": {"bootstrap_servers": kafka.bootstrap}, "socket": sockets})
+        running.start()
+        for turn in range(20):
+            for table in sockets:
+                with connect(table["path"]) as peer:
+                    peer.greet(session=f"{turn}")
+                    peer.send(lines(10, first=turn * 10))
+                    peer.await_ack(10)
+            eventually(lambda count=turn: delivered(running, free) >= 10 * (count + 1), 5, "the other app")  # type: ignore[misc]
+        verdict = judge(kafka.values(free, expected=200), {"w": 200})
+        # What was on its way when the other app's record made the producer fatal is sent twice, once.
+        assert verdict.lost == 0
+        assert verdict.duplicated <= 20
+        assert running.status()["kafka"]["producers_replaced"] <= 1
+        assert running.log().count("its records wait on disk") == 1
+        for made in admin.create_acls([AclBinding(*whom, AclOperation.WRITE, AclPermissionType.ALLOW)]).values():
+            made.result()
+        no_loss(judge(kafka.values(denied, expected=200), {"w": 200}))
+        await_settled(running)
+    finally:
+        kafka.stop()
 
 
 def test_the_refused_record_of_one_app_does_not_stop_another(kafka: Kafka, agent: AgentFactory) -> None:

@@ -493,3 +493,111 @@ def test_files_that_come_and_go_while_the_path_is_empty_for_a_moment_are_read_to
         story.writer.rotate()
     story.agent.thaw()
     story.assert_exact()
+
+
+def test_names_that_are_not_utf_8_are_names_all_the_same(story: Story) -> None:
+    story.writer.write(10)
+    odd = Writer(Path(os.fsdecode(os.fsencode(story.logs) + b"/caf\xe9.log")), first=10)
+    odd.write(10)
+    odd.file.write(b"text\n")
+    story.start("*.log")
+    story.await_delivered(21)
+    story.agent.kill()
+    story.agent.start()
+    odd.write(10)
+    values = story.values(31)
+    verdict = judge((value for value in values if b"message" not in value), {"w": 30})
+    assert (verdict.lost, verdict.alien) == (0, 0)
+    paths = {json.loads(value)["path"] for value in values if b"message" in value}
+    assert paths == {f"{story.logs}/caf\ufffd.log"}
+
+
+def test_links_in_circles_and_odd_files_beside_the_logs_do_no_harm(story: Story) -> None:
+    (story.logs / "circle").symlink_to("circle")
+    (story.logs / "nowhere.log").symlink_to("/nonexistent/file")
+    (story.logs / "directory.log").mkdir()
+    os.mkfifo(story.logs / "fifo.log")
+    (story.logs / "memory.log").symlink_to("/proc/self/mem")
+    story.start("*.log", "*/*.log")
+    story.writer.write(10)
+    story.assert_exact()
+
+
+def test_a_directory_that_is_replaced_is_watched_again(story: Story) -> None:
+    story.writer.write(10)
+    story.start("*.log")
+    story.await_delivered(10)
+    old = story.logs.rename(story.logs.with_name("old"))
+    story.logs.mkdir()
+    story.writer.reopen()
+    story.writer.write(10)
+    story.await_delivered(20)
+    # Walks come every ten seconds without a word from the kernel: within two, a new file was seen by a watch.
+    for number in range(20, 25):
+        Writer(story.logs / f"{number}.log", first=number).write(1)
+        eventually(lambda count=number: story.delivered() > count, 2, "the new file")  # type: ignore[misc]
+    story.writer.sent = 25
+    assert old.is_dir()
+    story.assert_exact()
+
+
+def test_what_kafka_has_not_got_of_a_deleted_file_outlives_the_agent(story: Story, directory: Path) -> None:
+    other = Kafka(directory / "kafka")
+    story.kafka = other
+    other.start()
+    try:
+        other.create_topic(story.topic)
+        story.start()
+        story.writer.write(10)
+        story.await_delivered(10)
+        other.stop()
+        story.writer.write(1000)
+        story.writer.file.write(b'{"writer":"w","seq":1010}')
+        story.writer.sent += 1
+        eventually(lambda: story.agent.status()["kafka"]["in_flight_bytes"] > 0, what="lines to be on their way")
+        story.writer.path.unlink()
+        assert story.agent.terminate() == 0
+        other.start()
+        story.agent.start()
+        story.assert_exact()
+    finally:
+        other.stop()
+
+
+def test_utf_8_with_a_byte_order_mark_may_be_asked_for(story: Story) -> None:
+    story.writer.file.write(b"\xef\xbb\xbf")
+    story.writer.write(10)
+    story.start(encoding="utf-8-sig")
+    story.assert_exact()
+
+
+def test_rotated_files_with_equal_beginnings_are_not_taken_for_copies(story: Story) -> None:
+    header = b"#" * 2000 + b"\n"
+    story.writer.file.write(header)
+    story.writer.write(100)
+    story.start()
+    story.await_delivered(101)
+    story.agent.freeze()
+    for _ in range(3):
+        story.writer.rotate()
+        story.writer.file.write(header)
+        story.writer.write(100)
+    story.agent.thaw()
+    values = story.values(404)
+    assert sum(b"####" in value for value in values) == 4
+    judge((value for value in values if b"####" not in value), {"w": 400}).assert_exact()
+
+
+def test_a_hundred_rotated_files_wait_for_each_other_and_arrive_in_order(story: Story) -> None:
+    story.writer.write(1)
+    story.start()
+    story.await_delivered(1)
+    story.agent.freeze()
+    for number in range(100):
+        story.writer.write(1)
+        story.writer.path.rename(f"{story.writer.path}-2026{number:04d}")
+        story.writer.reopen()
+    story.writer.write(1)
+    story.agent.thaw()
+    values = story.values(102)
+    judge(values, {"w": 102}).assert_exact()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,20 @@ def test_a_rotated_name_leads_back_to_its_log(name: str, base: str) -> None:
 @pytest.mark.parametrize("name", ["app.log", "app.log.bak", "app.log.1.gz", "app-2.log", "app2.log", "worker-1.log", "app.log1"])
 def test_a_name_that_no_rotation_gives_is_a_log_of_its_own(name: str) -> None:
     assert not {"app.log", "worker.log"} & set(rotation_bases(name))
+
+
+def test_a_directory_that_may_not_be_entered_is_named_and_the_others_are_searched(tree: Path) -> None:
+    for directory in (tree, *tree.parents):
+        if directory.stat().st_uid == os.geteuid():
+            directory.chmod(directory.stat().st_mode | 0o755)
+    (tree / "sub").chmod(0)
+    user = os.geteuid()
+    try:
+        if user == 0:
+            os.seteuid(65534)  # nobody; root may enter anything
+        found = walk([f"{tree}/*.log", f"{tree}/sub/deep/*.log"], [])
+    finally:
+        os.seteuid(user)
+        (tree / "sub").chmod(0o755)
+    assert [Path(path).name for path in found.files] == ["app.log", "b.log"]
+    assert found.unreadable == {f"{tree}/sub/deep": "Permission denied"}
