@@ -391,6 +391,8 @@ def pythons() -> list[tuple[str, str]]:
 
 STOCK = """
 import logging, logging.handlers, sys
+
+pytestmark = pytest.mark.slow
 handler = logging.handlers.SocketHandler(sys.argv[1], None)
 log = logging.getLogger("stock.app")
 log.setLevel("DEBUG")

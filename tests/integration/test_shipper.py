@@ -27,6 +27,8 @@ from tests.harness.native import connect
 from tests.harness.oracle import Verdict, judge
 from tests.harness.wait import eventually
 
+pytestmark = pytest.mark.slow
+
 NOBODY = "127.0.0.1:9"
 """An address at which no Kafka is."""
 CHUNK_RECORDS = 5000
@@ -224,7 +226,6 @@ def test_an_app_of_which_every_record_is_refused_leaves_the_others_alone(kafka: 
     eventually(lambda: len(dead_letters(running, "small")) == 21, what="all to be refused")
 
 
-@pytest.mark.slow
 def test_an_app_without_permission_waits_and_the_others_hardly_notice(directory: Path, agent: AgentFactory) -> None:
     rights = "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\nallow.everyone.if.no.acl.found=true"
     kafka = Kafka(directory / "kafka", extra=rights)
@@ -420,7 +421,6 @@ def test_what_came_while_kafka_was_not_there_yet_is_delivered_when_it_comes(unst
     eventually(lambda: running.metric("forwarder_kafka_connected") == 1, what="Kafka to count as connected")
 
 
-@pytest.mark.slow
 def test_while_kafka_is_away_memory_stays_flat_and_the_processor_idle_and_nothing_is_lost(
     unsteady: Kafka, agent: AgentFactory
 ) -> None:
@@ -450,7 +450,6 @@ def test_while_kafka_is_away_memory_stays_flat_and_the_processor_idle_and_nothin
     assert grown < 16 << 20, f"{grown >> 20} MiB more memory"
 
 
-@pytest.mark.slow
 def test_a_broker_killed_and_started_again_loses_nothing(unsteady: Kafka, agent: AgentFactory) -> None:
     topic = new_topic(unsteady)
     running = agent({"kafka": {"bootstrap_servers": unsteady.bootstrap, "topic": topic}})
@@ -467,7 +466,6 @@ def test_a_broker_killed_and_started_again_loses_nothing(unsteady: Kafka, agent:
     no_loss(verdict)
 
 
-@pytest.mark.slow
 def test_what_is_in_flight_when_first_kafka_and_then_the_agent_dies_is_sent_again(unsteady: Kafka, agent: AgentFactory) -> None:
     topic = new_topic(unsteady)
     running = agent({"kafka": {"bootstrap_servers": unsteady.bootstrap, "topic": topic}})
@@ -503,7 +501,6 @@ def test_a_broker_that_hangs_for_five_seconds_costs_nothing_but_time(unsteady: K
     judge(unsteady.values(topic, expected=20_000), {"w": 20_000}).assert_exact()
 
 
-@pytest.mark.slow
 def test_a_leader_that_is_killed_in_mid_stream_hands_over_and_nothing_is_lost(agent: AgentFactory, directory: Path) -> None:
     cluster = Kafka(directory / "kafka", nodes=3)
     cluster.start()
