@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from forwarder import config, enrich, http, metrics, systemd
+from forwarder import config, enrich, http, systemd
 from forwarder.listener import Listener, route_description
 from forwarder.positions import Positions
 from forwarder.route import Prepare, Route, make_route
@@ -43,7 +43,9 @@ class StateInUse(Exception):
 
 
 class Agent:
-    def __init__(self, settings: config.Config, notifier: systemd.Notifier) -> None:
+    """`pages` makes of an agent what it serves over HTTP."""
+
+    def __init__(self, settings: config.Config, notifier: systemd.Notifier, pages: Callable[[Agent], http.Pages]) -> None:
         self.config = settings
         self.started = time.time()
         self.ready = False
@@ -54,6 +56,7 @@ class Agent:
         self.tails: Tails
         self.host = socket.gethostname()
         self._notifier = notifier
+        self._pages = pages(self)
         self._stopping = asyncio.Event()
         self._routes: dict[tuple[str, bytes], Route] = {}
         self._state = Path(settings.agent.state_dir)
@@ -86,7 +89,7 @@ class Agent:
                 clock=time.time,
                 first_start=positions.fresh,
             )
-            server = http.Server(metrics.pages(self))
+            server = http.Server(self._pages)
             await self.listener.start(self.config.sockets, systemd.inherited_sockets(os.environ))
             self.tails.start()
             await self._save()
@@ -130,7 +133,7 @@ class Agent:
         log.warning("HUP: this release reads its configuration at the start only; restart it for a new one, nothing is lost")
 
     def _dump_status(self) -> None:
-        log.info("status: %s", msgspec.json.encode(metrics.status(self)).decode())
+        log.info("status: %s", self._pages["/status"]().body.decode())
 
     # Routes
 
@@ -251,15 +254,15 @@ def own_state_directory(state: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def run(settings: config.Config, new_loop: Callable[[], asyncio.AbstractEventLoop]) -> int:
+def run(settings: config.Config, new_loop: Callable[[], asyncio.AbstractEventLoop], pages: Callable[[Agent], http.Pages]) -> int:
     """Run an agent until it is told to stop; returns the exit code."""
     loop = new_loop()
     asyncio.set_event_loop(loop)
     try:
-        return loop.run_until_complete(_run(settings))
+        return loop.run_until_complete(_run(settings, pages))
     finally:
         loop.close()
 
 
-async def _run(settings: config.Config) -> int:
-    return await Agent(settings, systemd.Notifier(os.environ)).run()
+async def _run(settings: config.Config, pages: Callable[[Agent], http.Pages]) -> int:
+    return await Agent(settings, systemd.Notifier(os.environ), pages).run()

@@ -1,4 +1,4 @@
-"""The configuration: one frozen tree of structs, and `load`, which builds it from files and environment.
+"""The configuration: one frozen tree of structs, which `configload` builds from files and environment.
 
 Each key stands here once, with its type, default and description; reading, checking, `forwarder check` and the JSON Schema all
 go by these structs. In them durations are seconds, sizes are bytes and a mode is a number, however they were written;
@@ -9,7 +9,6 @@ wrong, every error at once, by file and key.
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
@@ -199,13 +198,3 @@ class Config(_Table, frozen=True, kw_only=True):
     fields: Annotated[Json, about("Put into every JSON record.", kind="fields")] = {}
     redact: Annotated[tuple[Redact, ...], about("Patterns replaced in every record, in this order.")] = ()
     http: Http = Http()
-
-
-def load(path: str | None, environ: Mapping[str, str]) -> Config:
-    """The configuration of the file `path` (None: the default file, which may be missing), its conf.d and `environ`.
-
-    Raises ConfigError with everything that is wrong.
-    """
-    from forwarder import configload
-
-    return configload.load(path, environ).config

@@ -1,4 +1,4 @@
-"""From the tree that `configload` read to the structs of `config`, with every error reported by its exact key.
+"""From the tree that `configtree` read to the structs of `config`, with every error reported by its exact key.
 
 The structs' annotations say what each key is; `keys` is the one reading of them, for this walk, for `forwarder check` and
 for the JSON Schema. An element of an array is named by its place in the merged order, counted from 0: `tail[1].paths[0]`.
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import msgspec
 
 from forwarder import config, kafkaproperties
-from forwarder.configload import Errors, Node, join, nearest, quote, shown, type_name
+from forwarder.configtree import Errors, Node, join, nearest, quote, shown, type_name
 from forwarder.configvalues import Shape, Wrong, allowed, read, replacement_trouble, written
 
 NOT_BUILT = {

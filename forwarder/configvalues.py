@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from forwarder.configload import quote
+from forwarder.configtree import quote
 
 SOCKET_PATH_BYTES = 107
 TOPIC_CHARACTERS = 249

@@ -9,7 +9,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import confluent_kafka
 import msgspec
@@ -17,12 +17,10 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from forwarder.agent import Agent
+from forwarder.flight import BUCKETS
 from forwarder.http import Page, Pages
-from forwarder.shipper import BUCKETS
 from forwarder.version import __version__
-
-if TYPE_CHECKING:
-    from forwarder.agent import Agent
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from forwarder.cli.common import WRONG_CONFIGURATION, add_config_option, load_with_origin
 from forwarder.config import MASK, Config, Socket, Tail
-from forwarder.configload import join, quote
+from forwarder.configtree import join, quote
 
 if TYPE_CHECKING:
     import msgspec

@@ -32,7 +32,7 @@ def conf_d(tmp_path: Path) -> Path:
 def loaded(file: Path, text: str = "", **environ: str) -> Config:
     """The configuration of KAFKA and `text`."""
     file.write_text(KAFKA + text)
-    return config.load(str(file), environ)
+    return configload.load(str(file), environ).config
 
 
 # Defaults
@@ -126,17 +126,17 @@ def test_hidden_files_and_others_than_toml_in_conf_d_are_left_alone(file: Path, 
 def test_conf_d_beside_the_default_file_is_enough_without_that_file(
     file: Path, conf_d: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("forwarder.configload.DEFAULT_FILE", str(file))
+    monkeypatch.setattr("forwarder.configtree.DEFAULT_FILE", str(file))
     (conf_d / "a.toml").write_text(KAFKA)
-    assert config.load(None, {}).kafka.bootstrap_servers == "k:9092"
+    assert configload.load(None, {}).config.kafka.bootstrap_servers == "k:9092"
 
 
 # Environment
 
 
 def test_the_environment_is_enough_without_a_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("forwarder.configload.DEFAULT_FILE", str(file))
-    assert config.load(None, BROKER).kafka.bootstrap_servers == "k:9092"
+    monkeypatch.setattr("forwarder.configtree.DEFAULT_FILE", str(file))
+    assert configload.load(None, BROKER).config.kafka.bootstrap_servers == "k:9092"
 
 
 def test_the_environment_overrides_the_file_and_conf_d(file: Path, conf_d: Path) -> None:
@@ -312,7 +312,7 @@ def test_any_text_written_as_toml_is_read_as_the_same(
     file = tmp_path_factory.getbasetemp() / "any.toml"
     whole = Config(kafka=config.Kafka(bootstrap_servers="k"), fields={"text": text, "table": table}, sockets=(config.Socket(),))
     file.write_text("\n".join(check.as_toml(configload.Loaded(whole, (), frozenset()))), newline="")
-    assert config.load(str(file), {}) == whole
+    assert configload.load(str(file), {}).config == whole
 
 
 @pytest.mark.parametrize(

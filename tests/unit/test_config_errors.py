@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from forwarder import config
+from forwarder import config, configload
 
 KAFKA = '[kafka]\nbootstrap_servers = "k:9092"\n'
 TOPIC = "letters, digits, . _ - and {app}, {host}, {level} or {field:NAME}, at most 249 characters"
@@ -219,7 +219,7 @@ OURS = {
 
 def errors_of(file: Path | None, environ: Mapping[str, str] = ENVIRONMENT) -> list[str]:
     with pytest.raises(config.ConfigError) as caught:
-        config.load(None if file is None else str(file), environ)
+        configload.load(None if file is None else str(file), environ)
     return caught.value.errors
 
 
@@ -315,7 +315,7 @@ def test_a_file_nested_without_end_is_told(file: Path) -> None:
 
 
 def test_with_neither_a_file_nor_a_variable_it_says_what_to_do(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("forwarder.configload.DEFAULT_FILE", str(file))
+    monkeypatch.setattr("forwarder.configtree.DEFAULT_FILE", str(file))
     assert errors_of(None) == [f"{file}: not found; name a file with -c, or set at least FORWARDER__KAFKA__BOOTSTRAP_SERVERS"]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from forwarder import config, configcheck
+from forwarder import config, configcheck, configload
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -121,7 +121,7 @@ def test_every_default_is_right_by_the_schema(schema: dict[str, Any]) -> None:
 
 def test_the_shipped_file_is_right_by_the_schema_and_loads(schema: dict[str, Any]) -> None:
     assert list(complaints(tomllib.loads(SHIPPED.read_text()), schema)) == []
-    loaded = config.load(str(SHIPPED), {})
+    loaded = configload.load(str(SHIPPED), {}).config
     assert loaded.kafka.bootstrap_servers == "localhost:9092"
     assert [socket.path for socket in loaded.sockets] == [config.DEFAULT_SOCKET]
 
@@ -132,7 +132,7 @@ def test_the_shipped_file_with_its_comments_taken_off_is_right_too(tmp_path: Pat
     file = tmp_path / "forwarder.toml"
     file.write_text(re.sub(r"(?m)^# (?=[\[a-z_]+( =|\]))", "", text))
     assert list(complaints(tomllib.loads(file.read_text()), schema)) == []
-    loaded = config.load(str(file), {})
+    loaded = configload.load(str(file), {}).config
     assert loaded.kafka.properties["sasl.password"] == "secret"
     assert [tail.app for tail in loaded.tails] == ["shop"]
     assert loaded.fields == {"environment": "production"}

@@ -1,0 +1,120 @@
+"""What is on its way: a chunk in flight, the lane of its source, and how long delivery takes.
+
+A position moves only over flights that are done, from the first one on; that is all that keeps records from being skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+from collections import Counter, deque
+from collections.abc import Callable
+
+import msgspec
+from confluent_kafka import KafkaError, Message
+
+from forwarder.kafka import Way
+from forwarder.source import Chunk, Source
+
+FIRST_BACKOFF, LONGEST_BACKOFF = 0.2, 15.0
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0, 3600.0)
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """A record that was not delivered."""
+
+    error: KafkaError
+    topic: str
+    partition: int
+    key: bytes | None
+    value: bytes
+
+
+class Flight:
+    """A chunk on its way: `left` reports are outstanding.
+
+    A `pinned` one went to one partition as a batch and hears of its last record only; any other hears of every record, and
+    `refused` then holds exactly those that failed.
+    """
+
+    __slots__ = ("charge", "count", "end", "landed", "lane", "left", "pinned", "received", "refused", "start", "topics", "way")
+
+    def __init__(self, lane: Lane, chunk: Chunk, charge: int, landed: Callable[[Flight], None]) -> None:
+        self.lane = lane
+        self.start = chunk.start
+        self.end = chunk.end
+        self.count = len(chunk.records)
+        self.charge = charge
+        self.received = chunk.received
+        self.landed = landed
+        self.left = 0
+        self.pinned = False
+        self.way = Way.GAPLESS
+        self.topics: Counter[str] = Counter()
+        self.refused: list[Refused] = []
+
+    def report(self, error: KafkaError | None, message: Message) -> None:
+        """What librdkafka calls for each record that it reports on."""
+        if error is not None:
+            partition = message.partition()
+            at = -1 if partition is None else partition
+            self.refused.append(Refused(error, message.topic() or "", at, message.key(), message.value() or b""))
+        self.land()
+
+    def land(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.landed(self)
+
+    @property
+    def done(self) -> bool:
+        return self.left == 0 and not self.refused
+
+
+class Lane:
+    """A source and what of it is in flight."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.position = source.position
+        self.flights: deque[Flight] = deque()
+        self.in_flight = 0
+        self.credit = 0
+        self.active = False
+        self.waiting: asyncio.TimerHandle | None = None
+        self.waits_for = ""
+        self.backoff = FIRST_BACKOFF
+        self.failed = False
+        self.retrying = False
+        """What was refused is being sent again: nothing new is read meanwhile."""
+        self.trouble = ""
+        """What Kafka has against this app's records, as long as it has."""
+        self.careful_until = 0
+        """What is before this position is sent carefully."""
+        self.careful_for = 0.0
+        """Until this time on the loop's clock everything is."""
+        self.saved = -1
+        """The position on disk; none is known to be there until the first is saved."""
+        self.behind_since = 0.0
+        self.tailed = source.name.startswith("tail:")
+        self.read_to = source.position
+        self.records = 0
+        self.rate = 0.0
+        self._counted = 0
+
+    def measure(self, seconds: float) -> None:
+        """Bring `rate`, records a second, up to date; called every `seconds`."""
+        self.rate = (self.records - self._counted) / seconds
+        self._counted = self.records
+
+
+class Histogram:
+    """Counts by upper bound in seconds, as Prometheus wants them."""
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BUCKETS) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float, times: int) -> None:
+        self.counts[bisect.bisect_left(BUCKETS, value)] += times
+        self.sum += value * times
