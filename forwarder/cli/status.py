@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -49,13 +50,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _watch(listen: str) -> None:
+    """Redraw until interrupted; an agent that is away for a while, to be restarted, is waited for."""
     from rich.live import Live
 
     from forwarder import client
 
-    with Live(screen=True, auto_refresh=False) as live:
+    with contextlib.suppress(KeyboardInterrupt), Live(screen=True, auto_refresh=False) as live:
         while True:
-            live.update(_draw(client.status(listen)), refresh=True)
+            try:
+                picture = _draw(client.status(listen))
+            except OSError as error:
+                picture = f"no agent answers at {listen}: {error}"
+            live.update(picture, refresh=True)
             time.sleep(1)
 
 
