@@ -33,7 +33,7 @@ from forwarder.tail.growth import Growth
 from forwarder.tail.identity import Identity, shown
 from forwarder.tail.inotify import Inotify
 from forwarder.tail.lines import Encoding, Lines
-from forwarder.tail.lookup import Key, behind_copied, find, key_of, leads_to, siblings, start_of_last_line
+from forwarder.tail.lookup import Entry, Key, behind_copied, find, key_of, leads_to, siblings, start_of_last_line
 
 log = logging.getLogger("forwarder.tail")
 
@@ -41,6 +41,9 @@ WALK_SECONDS, WALK_SECONDS_POLLING, SHORTEST_WALK_GAP = 10.0, 0.5, 0.02
 GONE_SECONDS, DELETED_SECONDS = 300.0, 5.0
 """How long a file that left its path is kept open after its last growth, renamed or deleted."""
 LET_GO_SECONDS = 1.0
+LOOKS_AFTER_ROTATION = 3
+CLOCK_GRAIN = 50_000_000
+"""File systems stamp with a coarser clock, in nanoseconds."""
 COPY_SECONDS = 2.0
 """How long a file that looks like a copy of another must not have grown to be taken for one of its own."""
 RETIRED_KEPT = 10_000
@@ -97,6 +100,12 @@ class Tails:
         """Files that were read to their end and let go of, with how far that was."""
         self._suspects: dict[Key, Suspect] = {}
         self._walks = 0
+        self._copies: OrderedDict[Key, int] = OrderedDict()
+        """Copies in which there is nothing new, with their modification times."""
+        self._floors: dict[str, int] = {}
+        """For each path, since when what stood there is ours: files beside it that are older are not, in nanoseconds."""
+        self._moving: dict[str, int] = {}
+        """Paths at which files have just rotated, and up to which walk they are looked at again."""
         self._names = {row.name for row in self._saved}
         self._reported: set[str] = set()
         self._walk_due = asyncio.Event()
@@ -130,7 +139,8 @@ class Tails:
 
     def flush(self) -> None:
         """The agent stops: of deleted files even the unfinished last line is read, now or never."""
-        for file in self._gone:
+        for file in self._files.values():
+            file.look()
             if file.deleted:
                 file.last = True
                 file.look()
@@ -173,7 +183,7 @@ class Tails:
 
     async def _follow_directories(self) -> None:
         while True:
-            often = self._inotify is None or self._suspects
+            often = self._inotify is None or self._suspects or self._moving
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._walk_due.wait(), WALK_SECONDS_POLLING if often else WALK_SECONDS)
             self._walk_due.clear()
@@ -204,6 +214,12 @@ class Tails:
                     self._look_at(tail, path)
         for file in rewritten:
             self._start_again(file)
+        for path in [path for path, until in self._moving.items() if until < self._walks]:
+            del self._moving[path]
+        for path in self._moving:
+            tail_of_path = self._tail_of(path)
+            if tail_of_path is not None:
+                self._unseen(tail_of_path, path)
         self._note_gone(seen)
         self._suspects = {key: suspect for key, suspect in self._suspects.items() if suspect.walk == self._walks}
         self._watch(directories)
@@ -267,9 +283,10 @@ class Tails:
             os.close(fd)
             return
         if before is not None:
-            self._chain([before, *self._unseen(tail, path, before.identity(before.position), before), file])
+            self._chain([before, *self._rotated(tail, path), file])
         elif copied is not None:
             self._chain([copied, file])
+        self._floors.setdefault(path, int(self._clock() * 1e9) - CLOCK_GRAIN)
         self._stands(file, path)
         self._begin(file)
 
@@ -323,57 +340,82 @@ class Tails:
                 os.close(fd)
             return
         self._end(old)
-        self._chain([old, *self._unseen(tail, old.origin, old.identity(old.position), old), *copies, file])
+        self._chain([old, *self._rotated(tail, old.origin), *copies, file])
         for path in paths:
             self._at[path] = file
         self._begin(file)
 
-    def _unseen(self, tail: config.Tail, path: str, last: Identity, before: TailedFile | None) -> list[TailedFile]:
-        """Files beside `path` that stood there after the one that `last` tells of, oldest first; `before` is that one itself.
+    def _rotated(self, tail: config.Tail, path: str) -> list[TailedFile]:
+        """Another file stands at `path`: those that stood there in between. Names may still be moving, so look again later."""
+        self._moving[path] = self._walks + LOOKS_AFTER_ROTATION
+        self._walk_due.set()
+        return self._unseen(tail, path)
 
-        If that one is not there any more, or truncated, a copy of it may be among them: it is read from where the other ended.
+    def _unseen(self, tail: config.Tail, path: str) -> list[TailedFile]:
+        """Files beside `path` that stood there for a while and were not seen, oldest first.
+
+        Among them may be a copy of a file that has been truncated: it is read from where that one was when it ended.
         """
         directory, _, base = path.rpartition("/")
+        generations = [file for file in {*self._files.values(), *self._ended} if file.origin == path]
         files = []
         for entry in sorted(siblings(directory), key=lambda entry: entry.modified):
             if (
                 base not in rotation_bases(entry.name)
-                or entry.modified < last.modified
+                or entry.modified < self._floors.get(path, 0)
                 or entry.key in self._files
+                or self._copies.get(entry.key) == entry.modified
                 or is_excluded(entry.path, tail.exclude)
                 or self._tail_of(entry.path) not in (None, tail)
             ):
                 continue
-            fd = self._descriptor(entry.path)
-            if fd is None:
-                continue
-            try:
-                begin = self._behind_known(fd, last, before)
-                if 0 < begin == os.fstat(fd).st_size:
-                    os.close(fd)
-                    continue
-                file = self._new(tail, path, entry.path, fd, begin)
-            except OSError as error:
-                self._report(entry.path, f"{entry.path} cannot be read: {error.strerror}")
-                os.close(fd)
-                continue
-            log.info("%s stood at %s for a while and is read now", entry.path, path)
-            if self._tail_of(entry.path) is not None:
-                self._stands(file, entry.path)
-            self._begin(file)
-            files.append(file)
+            file = self._take_unseen(tail, path, entry, generations)
+            if file is not None:
+                log.info("%s stood at %s for a while and is read now", entry.path, path)
+                files.append(file)
         return files
 
-    def _behind_known(self, fd: int, last: Identity, before: TailedFile | None) -> int:
-        """Where in a file what is not known begins: it may have been read before, or be a copy of the one `before`."""
+    def _take_unseen(self, tail: config.Tail, path: str, entry: Entry, generations: list[TailedFile]) -> TailedFile | None:
+        fd = self._descriptor(entry.path)
+        if fd is None:
+            return None
+        try:
+            if key_of(fd) != entry.key:
+                # Names have moved on since the directory was listed; it will be listed again.
+                os.close(fd)
+                return None
+            begin, copied = self._behind_known(fd, generations)
+            if 0 < begin == os.fstat(fd).st_size:
+                if copied is not None and (copied.rewritten or copied.position >= begin):
+                    self._copies[entry.key] = entry.modified
+                os.close(fd)
+                return None
+            file = self._new(tail, path, entry.path, fd, begin)
+        except OSError as error:
+            self._report(entry.path, f"{entry.path} cannot be read: {error.strerror}")
+            os.close(fd)
+            return None
+        if self._tail_of(entry.path) is not None:
+            self._stands(file, entry.path)
+        self._begin(file)
+        return file
+
+    def _behind_known(self, fd: int, generations: list[TailedFile]) -> tuple[int, TailedFile | None]:
+        """Where in a file what is not known begins, and which of `generations` it is a copy of, if it is one."""
         retired = self._retired.pop(key_of(fd), None)
         if retired is not None and identities.holds(fd, *retired):
-            return retired[1]
-        if before is None or not identities.starts_alike(fd, before.head):
-            return 0
-        if before.rewritten:
-            return behind_copied(fd, last, before.position)
-        return os.fstat(fd).st_size if before.agrees_with(fd) else 0
+            self._retired[key_of(fd)] = retired
+            return retired[1], None
+        for file in generations:
+            if not identities.starts_alike(fd, file.head):
+                continue
+            if file.rewritten:
+                begin = behind_copied(fd, file.identity(file.position), file.position)
+                if begin:
+                    return begin, file
+            elif file.agrees_with(fd):
+                return os.fstat(fd).st_size, file
+        return 0, None
 
     # What the last run left
 
@@ -404,8 +446,6 @@ class Tails:
             if found is None:
                 log.info("%s: inode %d is not there any more, or was truncated", path, identity.inode)
                 self._forget(row.name)
-                if (identity, row) == rows[-1]:
-                    files += self._unseen(tail, path, identity, None)
                 continue
             there, fd = found
             key = key_of(fd)
@@ -425,6 +465,9 @@ class Tails:
                 continue
             self._begin(file)
             files.append(file)
+        self._floors[path] = rows[0][0].modified
+        if not files:
+            files = self._unseen(tail, path)
         if not files:
             return
         self._chain(files)
@@ -498,8 +541,9 @@ class Tails:
                 elif now - since > (DELETED_SECONDS if file.deleted else GONE_SECONDS):
                     file.last = True
                     file.look()
-            while len(self._retired) > RETIRED_KEPT:
-                self._retired.popitem(last=False)
+            for kept in (self._retired, self._copies):
+                while len(kept) > RETIRED_KEPT:
+                    kept.popitem(last=False)
             for file in [file for file in self._ended if file.settled]:
                 self._ended.remove(file)
                 self._names.discard(file.name)

@@ -32,6 +32,8 @@ from tests.harness.native import Native, connect
 from tests.harness.oracle import judge
 from tests.harness.wait import eventually
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 
 Start = Callable[..., Agent]
@@ -391,8 +393,6 @@ def pythons() -> list[tuple[str, str]]:
 
 STOCK = """
 import logging, logging.handlers, sys
-
-pytestmark = pytest.mark.slow
 handler = logging.handlers.SocketHandler(sys.argv[1], None)
 log = logging.getLogger("stock.app")
 log.setLevel("DEBUG")
