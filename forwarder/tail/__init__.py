@@ -466,12 +466,12 @@ class Tails:
             self._begin(file)
             files.append(file)
         self._floors[path] = rows[0][0].modified
-        if not files:
-            files = self._unseen(tail, path)
-        if not files:
-            return
+        # What is at the path comes after all that stood there; of that some may never have been seen.
+        standing = [file for file in files if file.path == path]
+        files = [*(file for file in files if file.path != path), *self._unseen(tail, path), *standing]
         self._chain(files)
-        self._at[path] = next((file for file in files if file.path == path), files[-1])
+        if files:
+            self._at[path] = files[-1]
 
     # One file
 

@@ -601,3 +601,15 @@ def test_a_hundred_rotated_files_wait_for_each_other_and_arrive_in_order(story: 
     story.agent.thaw()
     values = story.values(102)
     judge(values, {"w": 102}).assert_exact()
+
+
+def test_a_file_that_was_truncated_before_anything_of_it_was_read_is_read_in_its_copy(story: Story) -> None:
+    story.start()
+    eventually(lambda: story.agent.status()["tail"]["files"] == 1, what="the empty file to be known")
+    story.agent.freeze()
+    story.writer.write(100)
+    story.agent.kill()
+    story.writer.copy_truncate()
+    story.writer.write(10)
+    story.agent.start()
+    story.assert_exact()
