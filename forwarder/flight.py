@@ -85,6 +85,8 @@ class Lane:
         self.waits_for = ""
         self.backoff = FIRST_BACKOFF
         self.failed = False
+        self.held: Chunk | None = None
+        """What was read and waits for its topic to be known."""
         self.retrying = False
         """What was refused is being sent again: nothing new is read meanwhile."""
         self.trouble = ""
@@ -101,6 +103,15 @@ class Lane:
         self.records = 0
         self.rate = 0.0
         self._counted = 0
+
+    def lag(self) -> int:
+        """Bytes that are there and not yet sent."""
+        return self.source.lag() + (self.held.end - self.held.start if self.held is not None else 0)
+
+    def seek(self, position: int) -> None:
+        """Read again from `position`."""
+        self.held = None
+        self.source.seek(position)
 
     def measure(self, seconds: float) -> None:
         """Bring `rate`, records a second, up to date; called every `seconds`."""

@@ -73,7 +73,7 @@ def status(agent: Agent) -> dict[str, Any]:
                 "name": lane.source.name,
                 "app": lane.source.app,
                 "position": lane.position,
-                "lag_bytes": lane.source.lag(),
+                "lag_bytes": lane.lag(),
                 "records": lane.records,
                 "records_per_second": round(lane.rate, 1),
                 "waits": lane.waiting is not None,
@@ -131,7 +131,7 @@ class _AgentCollector(Collector):
         lag: Counter[tuple[str, str]] = Counter()
         for lane in shipper.lanes():
             kind = "socket" if lane.source.name.startswith("spool:") else "tail"
-            lag[kind, lane.source.app] += lane.source.lag()
+            lag[kind, lane.source.app] += lane.lag()
         for app, count in shipper.tailed.items():
             records["tail", app] += count
         for app, count in shipper.tailed_bytes.items():

@@ -30,7 +30,6 @@ from forwarder.config import Config
 from forwarder.flight import FIRST_BACKOFF, LONGEST_BACKOFF, Flight, Histogram, Lane, Refused
 from forwarder.kafka import FOR_GOOD, MAX_MESSAGE_BYTES, OF_TOPIC, Kafka, Topic, Way
 from forwarder.positions import Positions, Saved
-from forwarder.route import Route
 from forwarder.source import Chunk, Source
 
 log = logging.getLogger("forwarder.shipper")
@@ -51,6 +50,8 @@ CAREFUL_SECONDS = 60.0
 """How long an app is sent carefully after a record of it was refused: the next one then disturbs nobody else."""
 SUSPECT_SECONDS = 5.0
 HOLD = 0.02
+HELD_BYTES = 4 * 1024 * 1024
+"""So much of what was read may wait in memory for topics that are not known yet."""
 
 Keyed = tuple[bytes | None, bytes]
 
@@ -199,7 +200,7 @@ class Shipper:
             if lane.credit <= 0:
                 active.append(lane)
                 continue
-            chunk = lane.source.read(QUANTUM)
+            chunk, lane.held = lane.held or lane.source.read(QUANTUM), None
             if chunk is None:
                 lane.active = False
                 continue
@@ -223,7 +224,7 @@ class Shipper:
             self.tailed_bytes[lane.source.app] += chunk.end - chunk.start
 
     def _send(self, lane: Lane, chunk: Chunk) -> None:
-        """Send a chunk, or make its lane wait with the source back at the chunk's start."""
+        """Send a chunk, or make its lane wait with it."""
         route = chunk.route
         records = chunk.records
         if route.prepare is not None and records:
@@ -235,14 +236,14 @@ class Shipper:
             lane.flights.append(flight)
             self._advance(lane)
         elif route.pinned and chunk.start >= lane.careful_until:
-            self._send_pinned(flight, str(route.topic), records)
+            self._send_pinned(flight, chunk, str(route.topic), records)
         else:
-            self._send_each(flight, route, records)
+            self._send_each(flight, chunk, records)
 
-    def _send_pinned(self, flight: Flight, name: str, records: list[bytes]) -> None:
+    def _send_pinned(self, flight: Flight, chunk: Chunk, name: str, records: list[bytes]) -> None:
         topic = self._known(name)
         if topic is None:
-            self._wait_for_topic(flight, name)
+            self._wait_for_topic(flight.lane, chunk, name)
             return
         if topic.sent >= STICKY_BYTES:
             topic.turn += 1
@@ -258,14 +259,14 @@ class Shipper:
             flight.refused.append(Refused(error, name, partition, None, b""))
             flight.land()
 
-    def _send_each(self, flight: Flight, route: Route, records: list[bytes]) -> None:
-        lane = flight.lane
+    def _send_each(self, flight: Flight, chunk: Chunk, records: list[bytes]) -> None:
+        lane, route = flight.lane, chunk.route
         if flight.start < lane.careful_until:
             # With a batch refused and tried again record by record, records behind it would overtake those of their key.
             flight.way = Way.BATCHED if route.key is None else Way.SINGLE
         if route.key is not None and any(other.left and other.way is not flight.way for other in lane.flights):
             # So would those that another producer sends meanwhile.
-            lane.source.seek(flight.start)
+            lane.held = chunk
             self._pause(lane, HOLD)
             return
         groups: dict[str, list[Keyed]] = {}
@@ -275,7 +276,7 @@ class Shipper:
             groups.setdefault(name, []).append((key, record))
         for name in groups:
             if self._known(name) is None:
-                self._wait_for_topic(flight, name)
+                self._wait_for_topic(lane, chunk, name)
                 return
         for name, pairs in groups.items():
             flight.topics[name] = len(pairs)
@@ -391,7 +392,7 @@ class Shipper:
         """All flights of a failed lane have landed: after a while the first batch that failed and all behind it again."""
         for index, flight in enumerate(lane.flights):
             if flight.refused and flight.pinned:
-                lane.source.seek(flight.start)
+                lane.seek(flight.start)
                 while len(lane.flights) > index:
                     lane.flights.pop()
                 break
@@ -430,7 +431,7 @@ class Shipper:
                 lane.careful_until = max(lane.careful_until, lane.flights[-1].end)
                 lane.careful_for = max(lane.careful_for, self._loop.time() + SUSPECT_SECONDS)
                 lane.flights.clear()
-                lane.source.seek(lane.position)
+                lane.seek(lane.position)
             self.wake(lane.source)
 
     def _retire_careful(self) -> None:
@@ -486,9 +487,13 @@ class Shipper:
                     lane.waiting.cancel()
                     self._waited(lane)
 
-    def _wait_for_topic(self, flight: Flight, name: str) -> None:
-        flight.lane.source.seek(flight.start)
-        self._wait(flight.lane, name)
+    def _wait_for_topic(self, lane: Lane, chunk: Chunk, name: str) -> None:
+        """Have the lane wait with the chunk in hand, since a file may be truncated meanwhile; too many are read again."""
+        if sum(other.held.end - other.held.start for other in self._lanes.values() if other.held is not None) < HELD_BYTES:
+            lane.held = chunk
+        else:
+            lane.seek(chunk.start)
+        self._wait(lane, name)
 
     def _wait(self, lane: Lane, topic: str) -> None:
         """Leave the lane alone for a while, each time longer, or until the topic it waits for can be reached."""
@@ -575,7 +580,7 @@ class Shipper:
         for lane in self._lanes.values():
             if lane.flights:
                 oldest = min(oldest, lane.flights[0].received)
-            elif lane.source.lag() > 0 and lane.behind_since:
+            elif lane.lag() > 0 and lane.behind_since:
                 oldest = min(oldest, lane.behind_since)
         return max(now - oldest, 0.0)
 

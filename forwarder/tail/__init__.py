@@ -314,7 +314,7 @@ class Tails:
             original = self._at.get(f"{directory}/{base}")
             if original is None or not identities.starts_alike(fd, original.head):
                 continue
-            self._growth.see(original)
+            self._growth.verify(original)
             suspect = self._suspects.setdefault(key, Suspect(-1, 0.0, 0))
             suspect.walk = self._walks
             if status.st_size != suspect.size:
@@ -409,6 +409,7 @@ class Tails:
         for file in generations:
             if not identities.starts_alike(fd, file.head):
                 continue
+            self._growth.verify(file)
             if file.rewritten:
                 begin = behind_copied(fd, file.identity(file.position), file.position)
                 if begin:

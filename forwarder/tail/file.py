@@ -276,6 +276,12 @@ class TailedFile:
             self._wake(self)
         return grown
 
+    def verify(self) -> None:
+        """End, if what was read last is not there any more."""
+        with contextlib.suppress(OSError):
+            if not self.finished and not self._unchanged():
+                self.end_rewritten()
+
     def _unchanged(self) -> bool:
         """Whether what was read last is still there."""
         position, mark = self._marks[-1]

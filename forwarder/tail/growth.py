@@ -77,6 +77,11 @@ class Growth:
             self.hot[file] = self._loop.time()
             self._heat.set()
 
+    def verify(self, file: TailedFile) -> None:
+        """See whether what was read of a file is still there, whatever its size."""
+        file.verify()
+        self.see(file)
+
     def see_all(self) -> None:
         for file in list(self._files):
             self.see(file)

@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rdkafka": set(),
     "unix": set(),
     "flight": {"kafka", "source"},
-    "shipper": {"config", "dead", "flight", "kafka", "positions", "route", "source"},
+    "shipper": {"config", "dead", "flight", "kafka", "positions", "source"},
     "listener": {"config", "formatter", "pickles", "protocol", "spool", "unix"},
     "systemd": set(),
     "logs": {"systemd"},
