@@ -50,18 +50,24 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _watch(listen: str) -> None:
-    """Redraw until interrupted; an agent that is away for a while, to be restarted, is waited for."""
+    """Redraw until interrupted, or print where there is no screen; an agent that is away for a while is waited for."""
+    from rich.console import Console
     from rich.live import Live
 
     from forwarder import client
 
-    with contextlib.suppress(KeyboardInterrupt), Live(screen=True, auto_refresh=False) as live:
+    console = Console()
+    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
+        live = stack.enter_context(Live(console=console, screen=True, auto_refresh=False)) if console.is_terminal else None
         while True:
             try:
                 picture = _draw(client.status(listen))
             except OSError as error:
                 picture = f"no agent answers at {listen}: {error}"
-            live.update(picture, refresh=True)
+            if live is None:
+                console.print(picture)
+            else:
+                live.update(picture, refresh=True)
             time.sleep(1)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import select
 import signal
 import subprocess
@@ -50,18 +49,18 @@ def test_watch_redraws_until_it_is_interrupted(kafka: Kafka, topic: str, agent: 
     one = agent({"kafka": {"bootstrap_servers": kafka.bootstrap, "topic": topic}})
     one.start()
     command = [sys.executable, "-m", "forwarder", "status", "--watch", "-c", str(one.file)]
-    screen, terminal = pty.openpty()
-    with subprocess.Popen(command, env=environment({"TERM": "xterm"}), stdout=terminal, stderr=subprocess.PIPE) as watching:
+    with subprocess.Popen(
+        command, env=environment({"PYTHONUNBUFFERED": "1"}), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as watching:
+        assert watching.stdout is not None
+        assert watching.stderr is not None
         seen = b""
         while seen.count(b"oldest not in Kafka") < 2:
-            assert select.select([screen], [], [], 10)[0], seen
-            seen += os.read(screen, 65536)
+            assert select.select([watching.stdout], [], [], 10)[0], seen
+            seen += os.read(watching.stdout.fileno(), 65536)
         watching.send_signal(signal.SIGINT)
         assert watching.wait(10) == 0
-        assert watching.stderr is not None
         assert watching.stderr.read() == b""
-    os.close(screen)
-    os.close(terminal)
 
 
 def test_without_an_agent_it_says_where_it_looked(agent: AgentFactory) -> None:
