@@ -488,12 +488,16 @@ class Shipper:
                     self._waited(lane)
 
     def _wait_for_topic(self, lane: Lane, chunk: Chunk, name: str) -> None:
-        """Have the lane wait with the chunk in hand, since a file may be truncated meanwhile; too many are read again."""
-        if sum(other.held.end - other.held.start for other in self._lanes.values() if other.held is not None) < HELD_BYTES:
+        self._put_back(lane, chunk)
+        self._wait(lane, name)
+
+    def _put_back(self, lane: Lane, chunk: Chunk) -> None:
+        """The chunk cannot be sent now. A file may be truncated meanwhile, so of files some is kept in hand."""
+        held = sum(other.held.end - other.held.start for other in self._lanes.values() if other.held is not None)
+        if lane.tailed and held < HELD_BYTES:
             lane.held = chunk
         else:
             lane.seek(chunk.start)
-        self._wait(lane, name)
 
     def _wait(self, lane: Lane, topic: str) -> None:
         """Leave the lane alone for a while, each time longer, or until the topic it waits for can be reached."""

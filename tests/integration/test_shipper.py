@@ -284,11 +284,11 @@ def test_records_with_a_key_keep_their_order_around_one_that_is_refused(kafka: K
     topic = new_topic(kafka, config={"max.message.bytes": "20000"})
     running = agent({"kafka": {"bootstrap_servers": kafka.bootstrap, "topic": topic, "key": "{field:writer}"}})
     running.start()
-    kept = [line for number in range(2000) for writer in "abcde" for line in lines(1, writer, number)]
-    send(running, [*kept[:3000], poison(100_000, writer="a"), *kept[3000:6000], poison(100_000, 1, writer="b"), *kept[6000:]])
+    kept = [line for number in range(800) for writer in "abcde" for line in lines(1, writer, number)]
+    send(running, [*kept[:1200], poison(100_000, writer="a"), *kept[1200:2400], poison(100_000, 1, writer="b"), *kept[2400:]])
     await_settled(running)
     records = kafka.records(topic, expected=len(kept))
-    verdict = judge((record.value for record in records), dict.fromkeys("abcde", 2000))
+    verdict = judge((record.value for record in records), dict.fromkeys("abcde", 800))
     no_loss(verdict)
     assert not verdict.reordered, verdict
     assert len(dead_letters(running)) == 2
