@@ -20,13 +20,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from forwarder import config, enrich, http, systemd
-from forwarder.listener import Listener, route_description
+from forwarder.listener import Listener
 from forwarder.positions import Positions
-from forwarder.route import Prepare, Route, make_route
+from forwarder.route import Prepare, Route, describe, described, make_route
 from forwarder.shipper import Shipper
+from forwarder.source import TAIL_PREFIX
 from forwarder.spool.spools import SpoolFull, Spools
 from forwarder.tail import Tails
 
@@ -80,7 +79,7 @@ class Agent:
             self.tails = Tails(
                 self.config.tails,
                 routes=self._tail_route,
-                saved=[row for row in saved if row.name.startswith("tail:")],
+                saved=[row for row in saved if row.name.startswith(TAIL_PREFIX)],
                 host=self.host,
                 wake=self.shipper.wake,
                 added=self.shipper.add,
@@ -140,10 +139,7 @@ class Agent:
     def _spool_route(self, app: str, description: bytes) -> Route:
         route = self._routes.get((app, description))
         if route is None:
-            described = msgspec.json.decode(description) if description else {}
-            route = self._routes[app, description] = self._route(
-                app, described.get("topic"), described.get("key"), described.get("fields", {})
-            )
+            route = self._routes[app, description] = self._route(app, *described(description))
         return route
 
     def _tail_route(self, tail: config.Tail, path: str) -> Route:
@@ -227,7 +223,7 @@ class Agent:
             return
         if any(b"\n" in record for record in records):
             raise OSError("a record that holds a line end cannot be spooled")
-        route = route_description(tail.topic, tail.key, tail.fields)
+        route = describe(tail.topic, tail.key, tail.fields)
         try:
             self.spools.append(self.spools.of(tail.app), b"\n".join(records) + b"\n", len(records), time.time(), route=route)
         except SpoolFull:

@@ -14,7 +14,7 @@ import msgspec
 from confluent_kafka import KafkaError, Message
 
 from forwarder.kafka import Way
-from forwarder.source import Chunk, Source
+from forwarder.source import TAIL_PREFIX, Chunk, Source
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.2, 15.0
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0, 3600.0)
@@ -98,7 +98,7 @@ class Lane:
         self.saved = -1
         """The position on disk; none is known to be there until the first is saved."""
         self.behind_since = 0.0
-        self.tailed = source.name.startswith("tail:")
+        self.tailed = source.name.startswith(TAIL_PREFIX)
         self.read_to = source.position
         self.records = 0
         self.rate = 0.0
@@ -106,7 +106,11 @@ class Lane:
 
     def lag(self) -> int:
         """Bytes that are there and not yet sent."""
-        return self.source.lag() + (self.held.end - self.held.start if self.held is not None else 0)
+        return self.source.lag() + self.held_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        return self.held.size if self.held is not None else 0
 
     def seek(self, position: int) -> None:
         """Read again from `position`."""

@@ -26,6 +26,7 @@ import msgspec
 from forwarder import config, formatter, unix
 from forwarder.pickles import Decoder, PickleError
 from forwarder.protocol import FrameError, Frames, Greeting, GreetingError, Lines, Opening, encode_ack
+from forwarder.route import describe
 from forwarder.spool import Spool, blocks
 from forwarder.spool.spools import SpoolFull, Spools
 
@@ -220,7 +221,7 @@ class Connection(asyncio.Protocol):
         self._take: Callable[[bytes], None] = self._open
         self._opening = Opening()
         self._spool: Spool
-        self._route = route_description(settings.topic, settings.key, settings.fields)
+        self._route = describe(settings.topic, settings.key, settings.fields)
         self._session = blocks.NO_SESSION
         self._next = 0
         self._lines = Lines(settings.max_record)
@@ -287,9 +288,7 @@ class Connection(asyncio.Protocol):
     def _greet(self, greeting: Greeting) -> None:
         self.app = greeting.app or self._settings.app
         self._start("native")
-        self._route = route_description(
-            self._topic_for(greeting.topic), greeting.key or self._settings.key, self._settings.fields
-        )
+        self._route = describe(self._topic_for(greeting.topic), greeting.key or self._settings.key, self._settings.fields)
         self.answers = True
         known = 0
         self._next = self.safe = greeting.first
@@ -458,12 +457,6 @@ class Connection(asyncio.Protocol):
 
 def _ignore(data: bytes) -> None:
     """What a connection that is over does with data. It then holds no method of its own, and its buffers are free at once."""
-
-
-def route_description(topic: str | None, key: str | None, fields: Mapping[str, Any]) -> bytes:
-    """What a block carries of a route that differs from the configuration's own; empty when nothing does."""
-    described = {name: value for name, value in (("topic", topic), ("key", key), ("fields", dict(fields))) if value}
-    return msgspec.json.encode(described) if described else b""
 
 
 def encode_json(value: dict[str, Any]) -> bytes:

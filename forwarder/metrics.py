@@ -130,7 +130,7 @@ class _AgentCollector(Collector):
         size: Counter[tuple[str, str]] = Counter({("socket", app): count for app, count in listener.received_bytes.items()})
         lag: Counter[tuple[str, str]] = Counter()
         for lane in shipper.lanes():
-            kind = "socket" if lane.source.name.startswith("spool:") else "tail"
+            kind = "tail" if lane.tailed else "socket"
             lag[kind, lane.source.app] += lane.lag()
         for app, count in shipper.tailed.items():
             records["tail", app] += count

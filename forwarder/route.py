@@ -8,7 +8,7 @@ record, by decoding just that one field.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -51,6 +51,18 @@ def make_route(topic: str, key: str | None, *, app: str, host: str, prepare: Pre
         return Route(final_topic, None, prepare)
     bound_key = _bind(key, app, host)
     return Route(final_topic, bound_key.encode() if isinstance(bound_key, str) else bound_key, prepare)
+
+
+def describe(topic: str | None, key: str | None, fields: Mapping[str, Any]) -> bytes:
+    """What a block of the spool carries of a route that differs from the configuration's own; empty when nothing does."""
+    described = {name: value for name, value in (("topic", topic), ("key", key), ("fields", dict(fields))) if value}
+    return msgspec.json.encode(described) if described else b""
+
+
+def described(description: bytes) -> tuple[str | None, str | None, dict[str, Any]]:
+    """Topic, key and fields of a description."""
+    found: dict[str, Any] = msgspec.json.decode(description) if description else {}
+    return found.get("topic"), found.get("key"), found.get("fields", {})
 
 
 def topic_name(text: str) -> str:

@@ -204,11 +204,10 @@ class Shipper:
             if chunk is None:
                 lane.active = False
                 continue
-            size = chunk.end - chunk.start
             if chunk.start >= lane.read_to:
                 self._count(lane, chunk)
-            lane.credit -= size
-            budget -= size
+            lane.credit -= chunk.size
+            budget -= chunk.size
             self._send(lane, chunk)
             if lane.source.lag():
                 active.append(lane)
@@ -221,7 +220,7 @@ class Shipper:
         lane.records += len(chunk.records)
         if lane.tailed:
             self.tailed[lane.source.app] += len(chunk.records)
-            self.tailed_bytes[lane.source.app] += chunk.end - chunk.start
+            self.tailed_bytes[lane.source.app] += chunk.size
 
     def _send(self, lane: Lane, chunk: Chunk) -> None:
         """Send a chunk, or make its lane wait with it."""
@@ -229,8 +228,9 @@ class Shipper:
         records = chunk.records
         if route.prepare is not None and records:
             records = route.prepare(records)
-        flight = Flight(lane, chunk, sum(map(len, records)) + RECORD_OVERHEAD * len(records), self._landed)
-        if lane.careful_for > self._last_turn or max(map(len, records), default=0) > self._largest:
+        size = sum(map(len, records))
+        flight = Flight(lane, chunk, size + RECORD_OVERHEAD * len(records), self._landed)
+        if lane.careful_for > self._last_turn or (size > self._largest and max(map(len, records)) > self._largest):
             lane.careful_until = max(lane.careful_until, chunk.end)
         if not records:
             lane.flights.append(flight)
@@ -493,8 +493,7 @@ class Shipper:
 
     def _put_back(self, lane: Lane, chunk: Chunk) -> None:
         """The chunk cannot be sent now. A file may be truncated meanwhile, so of files some is kept in hand."""
-        held = sum(other.held.end - other.held.start for other in self._lanes.values() if other.held is not None)
-        if lane.tailed and held < HELD_BYTES:
+        if lane.tailed and sum(other.held_bytes for other in self._lanes.values()) < HELD_BYTES:
             lane.held = chunk
         else:
             lane.seek(chunk.start)

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from forwarder.route import Route
 
 
+TAIL_PREFIX = "tail:"
+"""How the names of tailed files begin."""
+
+
 class Chunk(msgspec.Struct, gc=False):
     """Whole records read in one go, all with the same route.
 
@@ -28,6 +32,11 @@ class Chunk(msgspec.Struct, gc=False):
     start: int
     end: int
     received: float
+
+    @property
+    def size(self) -> int:
+        """Bytes of the source."""
+        return self.end - self.start
 
 
 class Source(Protocol):

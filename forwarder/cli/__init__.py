@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from forwarder.cli import check, demo, run, schema, spool, status
 from forwarder.version import __version__
 
-DONE, FAILED, WRONG_USAGE, WRONG_CONFIGURATION = 0, 1, 2, 78
+FAILED = 1
 
 
 def parser() -> argparse.ArgumentParser:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from itertools import count, pairwise
+from itertools import chain, count, pairwise
 from pathlib import Path
 
 import msgspec
@@ -25,15 +26,15 @@ import msgspec
 from forwarder import config
 from forwarder.positions import Saved
 from forwarder.route import Route
-from forwarder.source import Source, Wake
+from forwarder.source import TAIL_PREFIX, Source, Wake
 from forwarder.tail import identity as identities
 from forwarder.tail.discovery import Found, is_excluded, matches, rotation_bases, walk
 from forwarder.tail.file import Counts, TailedFile
 from forwarder.tail.growth import Growth
 from forwarder.tail.identity import Identity, shown
 from forwarder.tail.inotify import Inotify
-from forwarder.tail.lines import Encoding, Lines
-from forwarder.tail.lookup import Entry, Key, behind_copied, find, key_of, leads_to, siblings, start_of_last_line
+from forwarder.tail.lines import Lines
+from forwarder.tail.lookup import OPEN, Beside, Entry, Key, encoding_of, find, key_of, leads_to, start_of_last_line
 
 log = logging.getLogger("forwarder.tail")
 
@@ -47,7 +48,6 @@ CLOCK_GRAIN = 50_000_000
 COPY_SECONDS = 2.0
 """How long a file that looks like a copy of another must not have grown to be taken for one of its own."""
 RETIRED_KEPT = 10_000
-PREFIX = "tail:"
 
 
 class Suspect(msgspec.Struct):
@@ -106,6 +106,8 @@ class Tails:
         """For each path, since when what stood there is ours: files beside it that are older are not, in nanoseconds."""
         self._moving: dict[str, int] = {}
         """Paths at which files have just rotated, and up to which walk they are looked at again."""
+        self._listed = functools.cache(Beside)
+        """Directories as they are in this walk: each is listed once, however many of its files have rotated."""
         self._names = {row.name for row in self._saved}
         self._reported: set[str] = set()
         self._walk_due = asyncio.Event()
@@ -148,12 +150,11 @@ class Tails:
     def rescue(self, keep: Callable[[config.Tail, list[bytes]], None]) -> None:
         """What is left of deleted files ends with the agent: hand undelivered records to `keep`, which may raise OSError."""
         for file in {*self._files.values(), *self._ended}:
-            tail = self._tail_of(file.origin)
-            if not file.deleted or not file.undelivered or file.rewritten or tail is None:
+            if not file.deleted or not file.undelivered or file.rewritten:
                 continue
             try:
                 for records in file.remaining():
-                    keep(tail, records)
+                    keep(file.settings, records)
             except OSError as error:
                 log.error("%s is deleted, and what is left of it cannot be kept: %s", file.path, error)
             else:
@@ -202,6 +203,7 @@ class Tails:
     def _take(self, found: list[tuple[config.Tail, Found]], rewritten: list[TailedFile]) -> None:
         """Bring what is known in line with what a walk has found; begin the `rewritten` files again."""
         self._walks += 1
+        self._listed.cache_clear()
         directories: set[str] = set()
         seen: set[str] = set()
         for tail, there in found:
@@ -214,11 +216,10 @@ class Tails:
                     self._look_at(tail, path)
         for file in rewritten:
             self._start_again(file)
-        for path in [path for path, until in self._moving.items() if until < self._walks]:
-            del self._moving[path]
-        for path in self._moving:
+        self._moving = {path: until for path, until in self._moving.items() if until >= self._walks}
+        for path, until in self._moving.items():
             tail_of_path = self._tail_of(path)
-            if tail_of_path is not None:
+            if tail_of_path is not None and until < self._walks + LOOKS_AFTER_ROTATION:
                 self._unseen(tail_of_path, path)
         self._note_gone(seen)
         self._suspects = {key: suspect for key, suspect in self._suspects.items() if suspect.walk == self._walks}
@@ -292,14 +293,22 @@ class Tails:
 
     def _beginning(self, tail: config.Tail, fd: int, copied: TailedFile | None) -> int:
         """Where to begin in a file that is not known."""
-        retired = self._retired.pop(key_of(fd), None)
-        if retired is not None and identities.holds(fd, *retired):
-            return retired[1]
+        read_to = self._read_to(fd)
+        if read_to is not None:
+            return read_to
         if copied is not None:
-            return behind_copied(fd, copied.identity(copied.position), copied.position)
+            return copied.behind_copy(fd)
         if self._to_end and tail.start == "end":
-            return start_of_last_line(fd, Encoding(tail.encoding, os.pread(fd, 4, 0)))
+            return start_of_last_line(fd, encoding_of(fd, tail.encoding))
         return 0
+
+    def _read_to(self, fd: int) -> int | None:
+        """How far a file was read that was let go of; None for any other."""
+        retired = self._retired.get(key_of(fd))
+        if retired is None or identities.holds(fd, *retired):
+            return None if retired is None else retired[1]
+        del self._retired[key_of(fd)]  # its inode is another file's now
+        return None
 
     def _copied_from(self, path: str, fd: int) -> TailedFile | None:
         """The file that the one at `path`, by name and content, is a copy of.
@@ -327,9 +336,7 @@ class Tails:
         """A file was truncated or written anew: another generation, at the same inode."""
         paths = [path for path, file in self._at.items() if file is old]
         copies = old.successors.copy()
-        tail = self._tail_of(old.origin)
-        if tail is None:
-            return
+        tail = old.settings
         fd = -1
         try:
             fd = os.dup(old.fd)
@@ -351,24 +358,28 @@ class Tails:
         self._walk_due.set()
         return self._unseen(tail, path)
 
+    def _beside(self, path: str) -> Beside:
+        return self._listed(path.rpartition("/")[0])
+
     def _unseen(self, tail: config.Tail, path: str) -> list[TailedFile]:
         """Files beside `path` that stood there for a while and were not seen, oldest first.
 
         Among them may be a copy of a file that has been truncated: it is read from where that one was when it ended.
         """
-        directory, _, base = path.rpartition("/")
+        candidates = [
+            entry
+            for entry in self._beside(path).rotated_from.get(path.rpartition("/")[2], ())
+            if entry.modified >= self._floors.get(path, 0)
+            and entry.key not in self._files
+            and self._copies.get(entry.key) != entry.modified
+            and not is_excluded(entry.path, tail.exclude)
+            and self._tail_of(entry.path) in (None, tail)
+        ]
+        if not candidates:
+            return []
         generations = [file for file in {*self._files.values(), *self._ended} if file.origin == path]
         files = []
-        for entry in sorted(siblings(directory), key=lambda entry: entry.modified):
-            if (
-                base not in rotation_bases(entry.name)
-                or entry.modified < self._floors.get(path, 0)
-                or entry.key in self._files
-                or self._copies.get(entry.key) == entry.modified
-                or is_excluded(entry.path, tail.exclude)
-                or self._tail_of(entry.path) not in (None, tail)
-            ):
-                continue
+        for entry in candidates:
             file = self._take_unseen(tail, path, entry, generations)
             if file is not None:
                 log.info("%s stood at %s for a while and is read now", entry.path, path)
@@ -402,16 +413,15 @@ class Tails:
 
     def _behind_known(self, fd: int, generations: list[TailedFile]) -> tuple[int, TailedFile | None]:
         """Where in a file what is not known begins, and which of `generations` it is a copy of, if it is one."""
-        retired = self._retired.pop(key_of(fd), None)
-        if retired is not None and identities.holds(fd, *retired):
-            self._retired[key_of(fd)] = retired
-            return retired[1], None
+        read_to = self._read_to(fd)
+        if read_to is not None:
+            return read_to, None
         for file in generations:
             if not identities.starts_alike(fd, file.head):
                 continue
             self._growth.verify(file)
             if file.rewritten:
-                begin = behind_copied(fd, file.identity(file.position), file.position)
+                begin = file.behind_copy(fd)
                 if begin:
                     return begin, file
             elif file.agrees_with(fd):
@@ -434,7 +444,8 @@ class Tails:
         for path, of_path in rows.items():
             tail = self._tail_of(path)
             if tail is not None:
-                self._resume_path(tail, path, sorted(of_path, key=lambda pair: (pair[0].modified, pair[1].position)), inodes)
+                of_path.sort(key=lambda pair: (pair[0].modified, pair[1].position))
+                self._resume_path(tail, path, of_path, inodes)
             elif not os.path.lexists(path):
                 for _, row in of_path:
                     self._forget(row.name)
@@ -443,23 +454,21 @@ class Tails:
         """Find the files that stood at `path`, and those that came after them; `inodes` are those of all rows."""
         files: list[TailedFile] = []
         for identity, row in rows:
-            found = find(identity, row.position, inodes)
+            found = find(identity, row.position, inodes, self._beside(path))
             if found is None:
                 log.info("%s: inode %d is not there any more, or was truncated", path, identity.inode)
                 self._forget(row.name)
                 continue
             there, fd = found
             key = key_of(fd)
-            name = row.name
-            if key[1] != identity.inode:
+            is_copy = key[1] != identity.inode
+            if is_copy or key in self._files:
                 self._forget(row.name)
-                name = ""
             if key in self._files:
-                self._forget(row.name)
                 os.close(fd)
                 continue
             try:
-                file = self._new(tail, path, there, fd, row.position, name)
+                file = self._new(tail, path, there, fd, row.position, "" if is_copy else row.name)
             except OSError as error:
                 self._report(there, f"{there} cannot be read: {error.strerror}")
                 os.close(fd)
@@ -478,28 +487,24 @@ class Tails:
 
     def _new(self, tail: config.Tail, origin: str, path: str, fd: int, position: int, name: str = "") -> TailedFile:
         """A source, not yet begun; `name` is that of its saved position, if it has one."""
-        inode = os.fstat(fd).st_ino
         if not name:
-            numbers = ("" if number == 0 else f".{number}" for number in count())
-            name = next(
-                name for name in (f"{PREFIX}{shown(origin)}:{inode}{number}" for number in numbers) if name not in self._names
-            )
+            first = f"{TAIL_PREFIX}{shown(origin)}:{os.fstat(fd).st_ino}"
+            name = next(name for name in chain([first], (f"{first}.{number}" for number in count(1))) if name not in self._names)
             self._names.add(name)
-        file = TailedFile(
+        return TailedFile(
             name,
             path,
             fd,
             position,
-            app=tail.app,
+            origin=origin,
+            settings=tail,
             route=self._routes(tail, origin),
             lines=Lines(tail, origin, self._host),
-            encoding=Encoding(tail.encoding, os.pread(fd, 4, 0)),
+            encoding=encoding_of(fd, tail.encoding),
             counts=self.counts,
             clock=self._clock,
             wake=self._wake,
         )
-        file.origin = origin
-        return file
 
     def _begin(self, file: TailedFile) -> None:
         self._files[file.key] = file
@@ -515,7 +520,7 @@ class Tails:
 
     def _descriptor(self, path: str) -> int | None:
         try:
-            return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+            return os.open(path, OPEN)
         except FileNotFoundError:
             return None
         except OSError as error:

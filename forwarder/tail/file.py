@@ -14,16 +14,12 @@ import logging
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
-from forwarder.tail.identity import HEAD_BYTES, MARK_BYTES, Identity, digest, encode
-
-if TYPE_CHECKING:
-    from forwarder.route import Route
-    from forwarder.source import Wake
-    from forwarder.tail.lines import Encoding, Lines
-
-from forwarder.source import Chunk
+from forwarder import config
+from forwarder.route import Route
+from forwarder.source import Chunk, Wake
+from forwarder.tail.identity import HEAD_BYTES, MARK_BYTES, Identity, digest, encode, holds, mark_before
+from forwarder.tail.lines import Encoding, Lines
 
 log = logging.getLogger("forwarder.tail")
 
@@ -43,7 +39,7 @@ class Counts:
 
 
 class TailedFile:
-    """A Source. `path` is where the file is now, `origin` the path it was found at, `app` whose records it holds."""
+    """A Source. `path` is where the file is now, `origin` where it was found, `settings` the table that matched it there."""
 
     def __init__(
         self,
@@ -52,7 +48,8 @@ class TailedFile:
         fd: int,
         position: int,
         *,
-        app: str,
+        origin: str,
+        settings: config.Tail,
         route: Route,
         lines: Lines,
         encoding: Encoding,
@@ -62,8 +59,10 @@ class TailedFile:
     ) -> None:
         """Takes over `fd`; nothing before `position` is read, but for what tells the file from others."""
         self.name = name
-        self.app = app
-        self.path = self.origin = path
+        self.app = settings.app
+        self.settings = settings
+        self.path = path
+        self.origin = origin
         self.fd = fd
         status = os.fstat(fd)
         self.device, self.inode, self.size = status.st_dev, status.st_ino, status.st_size
@@ -90,7 +89,7 @@ class TailedFile:
         self._text = position
         """Between the position and here are only NULs."""
         self._head = os.pread(fd, min(HEAD_BYTES, position), 0)
-        self._marks = deque([(position, os.pread(fd, min(MARK_BYTES, position), position - min(MARK_BYTES, position)))])
+        self._marks = deque([(position, mark_before(fd, position))])
         self._failing = ""
 
     # Source
@@ -192,7 +191,7 @@ class TailedFile:
         beginning, now = self._text, self._clock()
         size = end - beginning
         limit = self._lines.max_record
-        mark = os.pread(self.fd, MARK_BYTES, max(end - MARK_BYTES, 0)) if end >= MARK_BYTES else os.pread(self.fd, end, 0)
+        mark = mark_before(self.fd, end)
         line = os.pread(self.fd, min(size, limit + self._encoding.width), beginning)
         if size <= limit + self._encoding.width:
             if not line.endswith(self._encoding.newline):
@@ -302,8 +301,14 @@ class TailedFile:
     def agrees_with(self, fd: int) -> bool:
         """Whether the open file ends as this one does at the same place: it is a copy of it, whole or in the making."""
         end = min(os.fstat(fd).st_size, os.fstat(self.fd).st_size)
-        size = min(end, MARK_BYTES)
-        return os.pread(fd, size, end - size) == os.pread(self.fd, size, end - size)
+        return mark_before(fd, end) == mark_before(self.fd, end)
+
+    def behind_copy(self, fd: int) -> int:
+        """Where in a copy of it, the open file, what was not read begins; 0 if it is no copy."""
+        size = os.fstat(fd).st_size
+        if size <= self._position:
+            return size
+        return self._position if holds(fd, self.identity(self._position), self._position) else 0
 
     def remaining(self) -> Iterator[list[bytes]]:
         """The records that are not known to be in Kafka, to the very end; for a file that nobody will read again."""

@@ -59,6 +59,12 @@ def shown(path: str) -> str:
     return os.fsencode(path).decode(errors="replace")
 
 
+def mark_before(fd: int, end: int) -> bytes:
+    """The last bytes of the open file before `end`, MARK_BYTES of them or all there are."""
+    size = min(end, MARK_BYTES)
+    return os.pread(fd, size, end - size)
+
+
 def holds(fd: int, identity: Identity, position: int) -> bool:
     """Whether the open file has everything before `position` that was read of the one that `identity` tells of."""
     if os.fstat(fd).st_size < position:

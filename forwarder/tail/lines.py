@@ -85,7 +85,7 @@ class Lines:
         records = body.split(b"\n")
         records.pop()
         if b"\0" in body:
-            records = [record.lstrip(b"\0") if record.startswith(_NULS) else record for record in records]
+            records = list(map(_without_hole, records))
         if b"" in records:
             records = [record for record in records if record]
         if len(body) > self.max_record and max(map(len, records), default=0) > self.max_record:
@@ -102,7 +102,7 @@ class Lines:
         if self._raw:
             return beginning[: self.max_record]
         text = beginning[: self.max_record].decode(encoding.name, "replace").rstrip("\ufffd")
-        return b"".join((_opening(now), _text(text), self._ending, b',"truncated":true,"original_size":%d}' % size))
+        return self._marked(text, size, _opening(now))
 
     def _wrap_all(self, records: list[bytes], now: float) -> list[bytes]:
         opening = _opening(now)
@@ -111,8 +111,7 @@ class Lines:
     def _wrap(self, record: bytes, opening: bytes) -> bytes:
         if len(record) > self.max_record:
             self.cut_records += 1
-            text = codecs.utf_8_decode(record[: self.max_record], "ignore")[0]
-            return b"".join((opening, _text(text), self._ending, b',"truncated":true,"original_size":%d}' % len(record)))
+            return self._marked(codecs.utf_8_decode(record[: self.max_record], "ignore")[0], len(record), opening)
         if record[:1] == b"{" and record[-1:] == b"}":
             try:
                 _check_object(record)
@@ -121,6 +120,10 @@ class Lines:
             else:
                 return record
         return b"".join((opening, _text(record.decode()), self._ending, b"}"))
+
+    def _marked(self, text: str, size: int, opening: bytes) -> bytes:
+        """The record of a line of `size` bytes of which only `text` is kept."""
+        return b"".join((opening, _text(text), self._ending, b',"truncated":true,"original_size":%d}' % size))
 
     def _cut_all(self, records: list[bytes]) -> list[bytes]:
         if max(map(len, records), default=0) <= self.max_record:
@@ -160,7 +163,11 @@ def _split_raw(body: bytes, encoding: Encoding) -> list[bytes]:
             end = encoding.first_end(body, start)
             records.append(body[start : end - encoding.width])
             start = end
-    return [record.lstrip(b"\0") if record.startswith(_NULS) else record for record in records if record]
+    return [_without_hole(record) for record in records if record]
+
+
+def _without_hole(record: bytes) -> bytes:
+    return record.lstrip(b"\0") if record.startswith(_NULS) else record
 
 
 def _opening(now: float) -> bytes:

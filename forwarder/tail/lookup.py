@@ -26,12 +26,23 @@ class Entry(msgspec.Struct, frozen=True):
     name: str
     path: str
     key: Key
-    size: int
     modified: int
 
 
-def siblings(directory: str) -> list[Entry]:
-    """The regular files in `directory`; none if it cannot be listed."""
+class Beside:
+    """The regular files in a directory, none if it cannot be listed: by inode, and by the name they were rotated from."""
+
+    def __init__(self, directory: str) -> None:
+        self.by_inode: dict[int, list[Entry]] = {}
+        self.rotated_from: dict[str, list[Entry]] = {}
+        """Oldest first."""
+        for entry in sorted(_entries(directory), key=lambda entry: entry.modified):
+            self.by_inode.setdefault(entry.key[1], []).append(entry)
+            for base in rotation_bases(entry.name):
+                self.rotated_from.setdefault(base, []).append(entry)
+
+
+def _entries(directory: str) -> list[Entry]:
     entries = []
     with contextlib.suppress(OSError), os.scandir(directory or "/") as found:
         for each in found:
@@ -39,24 +50,27 @@ def siblings(directory: str) -> list[Entry]:
                 status = each.stat(follow_symlinks=False)
                 if stat.S_ISREG(status.st_mode):
                     key = status.st_dev, status.st_ino
-                    entries.append(Entry(each.name, each.path, key, status.st_size, status.st_mtime_ns))
+                    entries.append(Entry(each.name, each.path, key, status.st_mtime_ns))
     return entries
 
 
-def find(identity: Identity, position: int, inodes: set[int]) -> tuple[str, int] | None:
-    """Path and descriptor of the file that `identity` tells of, or of a copy whose inode is not among `inodes`; None if gone."""
-    directory, _, base = identity.path.rpartition("/")
-    beside = siblings(directory)
-    sure = position >= SURE_BYTES
+def find(identity: Identity, position: int, inodes: set[int], beside: Beside) -> tuple[str, int] | None:
+    """Path and descriptor of the file that `identity` tells of, or of a copy whose inode is not among `inodes`; None if gone.
+
+    `beside` is the directory it was in.
+    """
     paths = []
     with contextlib.suppress(OSError):
         if Path(identity.path).stat().st_ino == identity.inode:
             paths.append(identity.path)
-    # Of a file hardly read at all the name must tell: its inode may be another file's by now.
-    rotated = [entry for entry in beside if base in rotation_bases(entry.name)]
-    paths += [entry.path for entry in (beside if sure else rotated) if entry.key[1] == identity.inode]
-    if sure:
+    same = beside.by_inode.get(identity.inode, [])
+    rotated = beside.rotated_from.get(identity.path.rpartition("/")[2], [])
+    if position >= SURE_BYTES:
+        paths += [entry.path for entry in same]
         paths += [entry.path for entry in rotated if entry.key[1] not in inodes]
+    else:
+        # Of a file hardly read at all the name must tell: its inode may be another file's by now.
+        paths += [entry.path for entry in same if entry in rotated]
     for path in paths:
         with contextlib.suppress(OSError):
             fd = os.open(path, OPEN)
@@ -70,12 +84,9 @@ def find(identity: Identity, position: int, inodes: set[int]) -> tuple[str, int]
     return None
 
 
-def behind_copied(fd: int, copied: Identity, position: int) -> int:
-    """In a copy of a file that was read up to `position`: where what is new begins."""
-    size = os.fstat(fd).st_size
-    if size <= position:
-        return size
-    return position if holds(fd, copied, position) else 0
+def encoding_of(fd: int, name: str) -> Encoding:
+    """How the open file is encoded, where its settings say `name`."""
+    return Encoding(name, os.pread(fd, 4, 0))
 
 
 def start_of_last_line(fd: int, encoding: Encoding) -> int:

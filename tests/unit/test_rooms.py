@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "unix": set(),
     "flight": {"kafka", "source"},
     "shipper": {"config", "dead", "flight", "kafka", "positions", "source"},
-    "listener": {"config", "formatter", "pickles", "protocol", "spool", "unix"},
+    "listener": {"config", "formatter", "pickles", "protocol", "route", "spool", "unix"},
     "systemd": set(),
     "logs": {"systemd"},
     "http": {"unix"},
