@@ -123,6 +123,14 @@ class Socket(_Table, frozen=True, kw_only=True):
     schema: Annotated[Literal["logstash", "ecs", "otel"], about("JSON layout of records that came pickled.")] = "logstash"
 
 
+class Multiline(_Table, frozen=True, kw_only=True):
+    """How to tell the first line of a record from those that follow."""
+
+    start: Annotated[
+        str, about("Regular expression, found in the first line of every record; ^ is the line's start.", kind="pattern")
+    ]
+
+
 class Tail(_Table, frozen=True, kw_only=True):
     """Files that are followed as they grow and rotate."""
 
@@ -146,6 +154,10 @@ class Tail(_Table, frozen=True, kw_only=True):
         Literal["auto", "raw"],
         about("auto: a JSON line gets fields spliced in, any other line becomes a JSON record; raw: bytes as they are."),
     ] = "auto"
+    multiline: Annotated[
+        Literal["python"] | Multiline | None,
+        about("Lines that are one record. python: a traceback belongs to its record.", unset="each line is a record"),
+    ] = None
     encoding: Annotated[
         str,
         about("Encoding of the files, any text codec of Python; undecodable bytes become U+FFFD and are counted.", kind="codec"),

@@ -19,9 +19,8 @@ from forwarder import config, kafkaproperties
 from forwarder.configtree import Errors, Node, join, nearest, quote, shown, type_name
 from forwarder.configvalues import Shape, Wrong, allowed, read, replacement_trouble, written
 
-NOT_BUILT = {
+NOT_BUILT: dict[tuple[Any, ...], str] = {
     (config.Config, "limit"): "limits are not available in this version; remove it, spool.max_bytes_per_app bounds each app",
-    (config.Tail, "multiline"): "not available in this version, each line is a record; remove it",
     (config.Kafka, "delivery", "exactly-once"): " is not available in this version",
 }
 """Keys, and values of keys, that are planned and not there yet."""
@@ -163,6 +162,8 @@ class _Check:
         if shape.kind == "table":
             if isinstance(node.value, dict):
                 return self._table(node, shape.table, key)
+            if node.value in shape.choices:
+                return node.value
         elif shape.kind == "array":
             if isinstance(node.value, list):
                 return self._array(node, shape, key, place)

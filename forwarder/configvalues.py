@@ -87,7 +87,8 @@ def allowed(shape: Shape, name: str = "") -> str:
     if shape.kind == "choice":
         return choices
     if shape.kind == "table":
-        return "a table"
+        members = ", ".join(f"{name} = …" for name in shape.table.__struct_encode_fields__)
+        return f"{choices}, or {{ {members} }}" if choices else "a table"
     if shape.kind == "array":
         assert shape.item is not None
         if shape.item.kind == "table":
@@ -289,6 +290,8 @@ def written(value: Any, shape: Shape) -> Any:
         return [written(item, shape.item or shape) for item in value]
     if isinstance(value, str) or value is None:
         return value
+    if shape.kind == "table":
+        return msgspec.to_builtins(value)
     if shape.kind == "duration":
         return _written_duration(value)
     if shape.kind == "size":

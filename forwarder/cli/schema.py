@@ -72,7 +72,8 @@ def _value(shape: Shape) -> dict[str, Any]:
     from forwarder import configvalues
 
     if shape.kind == "table":
-        return _table(shape.table)
+        table = _table(shape.table)
+        return {"anyOf": [{"enum": list(shape.choices)}, table]} if shape.choices else table
     if shape.kind == "array":
         assert shape.item is not None
         return {"type": "array", "items": _value(shape.item), **({"minItems": 1} if shape.filled else {})}

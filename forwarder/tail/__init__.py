@@ -143,6 +143,7 @@ class Tails:
         """The agent stops: of deleted files even the unfinished last line is read, now or never."""
         for file in self._files.values():
             file.look()
+            self._growth.end_record(file)
             if file.deleted:
                 file.last = True
                 file.look()
@@ -347,7 +348,9 @@ class Tails:
                 os.close(fd)
             return
         self._end(old)
-        self._chain([old, *self._rotated(tail, old.origin), *copies, file])
+        copies = [*self._rotated(tail, old.origin), *copies]
+        old.release(copies)
+        self._chain([old, *copies, file])
         for path in paths:
             self._at[path] = file
         self._begin(file)
@@ -504,6 +507,7 @@ class Tails:
             counts=self.counts,
             clock=self._clock,
             wake=self._wake,
+            held=self._growth.hold,
         )
 
     def _begin(self, file: TailedFile) -> None:

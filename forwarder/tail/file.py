@@ -2,8 +2,10 @@
 
 - A position is the start of a line, so a line is sent whole or not at all, and again whole after a kill.
 - A line without its end is not a record yet, however long it takes; only of a file that is gone the rest is sent as it is.
-- Every read takes along the last bytes of the one before (the mark). If they have changed, the file was truncated or written
-  anew under our hands, and this source ends: what is in the file now is another one's, from its start.
+- Where several lines are one record the last one may still go on: it is held until nothing has been written for a while.
+- Every read takes along the last bytes of the one before (the mark), and after a pause the first bytes of the file too. If they
+  have changed, the file was truncated or written anew under our hands, and this source ends: what is in the file now is another
+  one's, from its start.
 - A file that came after another one at the same path waits until that one is read to its end.
 """
 
@@ -24,6 +26,8 @@ from forwarder.tail.lines import Encoding, Lines
 log = logging.getLogger("forwarder.tail")
 
 SCAN_BYTES = 256 * 1024
+PAUSE = 0.25
+"""Seconds in which, unread, a file may have been truncated and have grown again to where it was."""
 BEYOND_BYTES = 4096
 """So much more than is known to be there is asked for."""
 
@@ -56,6 +60,7 @@ class TailedFile:
         counts: Counts,
         clock: Callable[[], float],
         wake: Wake,
+        held: Callable[[TailedFile], None],
     ) -> None:
         """Takes over `fd`; nothing before `position` is read, but for what tells the file from others."""
         self.name = name
@@ -82,6 +87,12 @@ class TailedFile:
         self._encoding = encoding
         self._clock = clock
         self._wake = wake
+        self._held = held
+        self.holds = False
+        """The last lines are a record that may go on; `end_record` says that it does not."""
+        self._over = False
+        self._kept = b""
+        """The lines that are held, should the file be truncated meanwhile."""
         self._position = position
         self._committed = self._counted = position
         self._searched = position
@@ -91,6 +102,7 @@ class TailedFile:
         self._head = os.pread(fd, min(HEAD_BYTES, position), 0)
         self._marks = deque([(position, mark_before(fd, position))])
         self._failing = ""
+        self._read_at = clock()
 
     # Source
 
@@ -112,7 +124,7 @@ class TailedFile:
         if self.finished or self._waits():
             return None
         try:
-            chunk = self._read(max_bytes)
+            chunk = self._read(max_bytes) if not self.rewritten else self._released()
         except OSError as error:
             if str(error) != self._failing:
                 log.error("%s cannot be read: %s; it is tried again", self.path, error.strerror)
@@ -124,6 +136,11 @@ class TailedFile:
 
     def _read(self, max_bytes: int) -> Chunk | None:
         # Hot path: one read and what Lines does.
+        now = self._clock()
+        if abs(now - self._read_at) > PAUSE and not self._unchanged():
+            self.end_rewritten()
+            return None
+        self._read_at = now
         position, mark = self._position, self._marks[-1][1]
         kept = len(mark)
         # No more than there is: a read into fresh memory costs by what is asked for.
@@ -132,13 +149,51 @@ class TailedFile:
         if data[:kept] != mark:
             self.end_rewritten()
             return None
+        more = len(data) - kept == max_bytes
+        if self.last and not more:
+            return self._remainder(data[kept:])
         end = self._encoding.last_end(data, kept)
-        if end == kept:
-            if len(data) - kept < max_bytes:
-                self._searched = position + len(data) - kept
-                return self._remainder(data[kept:]) if self.last else None
+        if end > kept:
+            if self._lines.grouping is not None:
+                return self._records(data[kept:], more)
+            return self._chunk(data[kept:end], position + end - kept, data[max(end - MARK_BYTES, 0) : end])
+        if more:
             return self._long_line()
-        return self._chunk(data[kept:end], position + end - kept, data[max(end - MARK_BYTES, 0) : end])
+        self._searched = position + len(data) - kept
+        return None
+
+    def _records(self, data: bytes, more: bool) -> Chunk | None:
+        """Records of several lines; the last of `data` is held until it is over. `more`: there is something behind `data`."""
+        body = data[: self._encoding.last_end(data, 0)]
+        starts = self._lines.groups(body, self._encoding)
+        if more and len(starts) == 1:
+            size = self._lines.max_record + SCAN_BYTES
+            data = os.pread(self.fd, size, self._position)
+            body = data[: self._encoding.last_end(data, 0)]
+            starts = self._lines.groups(body, self._encoding)
+            more = len(data) == size
+        # With more behind it, the one record is as long as one may be, or a line follows that is longer.
+        if len(starts) == 1 if more else self._over:
+            starts.append(len(body))
+        if len(starts) == 1:
+            self._searched = self._position + len(data)
+            self.holds, self._kept = True, body
+            self._held(self)
+            return None
+        body = body[: starts[-1]]
+        return self._joined(body, starts, self._position + len(body), self._mark_behind(body))
+
+    def _released(self) -> Chunk:
+        body = self._kept
+        self.finished = True
+        return self._joined(body, [0, len(body)], self._position + len(body), self._mark_behind(body))
+
+    def _joined(self, body: bytes, borders: list[int], end: int, mark: bytes) -> Chunk:
+        now = self._clock()
+        return self._advance(self._lines.joined(body, borders, self._encoding, now), body, end, mark, now)
+
+    def _mark_behind(self, data: bytes) -> bytes:
+        return (self._marks[-1][1] + data)[-MARK_BYTES:]
 
     def _chunk(self, body: bytes, end: int, mark: bytes) -> Chunk:
         now = self._clock()
@@ -153,6 +208,8 @@ class TailedFile:
             self._counts.cut[self.app] += self._lines.cut_records
             self._counts.undecodable[self.app] += self._lines.undecodable
         self._lines.cut_records = self._lines.undecodable = 0
+        self.holds = self._over = False
+        self._kept = b""
         self._marks.append((end, mark))
         self._position = self._searched = self._text = end
         self.size = max(self.size, end)
@@ -202,12 +259,15 @@ class TailedFile:
         return self._advance(records, os.pread(self.fd, HEAD_BYTES, self._position), end, mark, now)
 
     def _remainder(self, data: bytes) -> Chunk | None:
-        """What is left of a file that is gone, as a line."""
+        """All that is left of a file that is gone; what the last line has of itself is a line."""
         if not data:
             self.finished = True
             return None
-        end = self._position + len(data)
-        return self._chunk(data + self._encoding.newline, end, (self._marks[-1][1] + data)[-MARK_BYTES:])
+        end, mark = self._position + len(data), self._mark_behind(data)
+        body = data if self._encoding.last_end(data, 0) == len(data) else data + self._encoding.newline
+        if self._lines.grouping is None:
+            return self._chunk(body, end, mark)
+        return self._joined(body, [*self._lines.groups(body, self._encoding), len(body)], end, mark)
 
     def seek(self, position: int) -> None:
         marks = self._marks
@@ -219,7 +279,7 @@ class TailedFile:
             self._position = position
             return
         self._position = self._searched = self._text = position
-        self.finished = False
+        self.finished = self.holds = self._over = False
 
     def commit(self, position: int) -> None:
         self._committed = position
@@ -268,12 +328,34 @@ class TailedFile:
         grown = status.st_size != self.size or status.st_mtime_ns != self.modified
         shrunk = status.st_size < self.size
         self.size, self.modified, self.deleted = status.st_size, status.st_mtime_ns, status.st_nlink == 0
+        if grown:
+            self._over = False
         suspect = shrunk or (grown and self.size == self._position)
         if self.size < self._position or (shrunk and not self._position) or (suspect and not self._unchanged()):
             self.end_rewritten()
         elif self.size > self._searched or self.last:
             self._wake(self)
         return grown
+
+    def end_record(self) -> None:
+        """Nothing has been written for a while: the last lines are a record, as they are."""
+        self._over = True
+        self._wake(self)
+
+    def release(self, copies: list[TailedFile]) -> None:
+        """What was held of a file that has been written anew is the last record of it, unless one of `copies` goes on with it."""
+        if not self.holds:
+            return
+        with contextlib.suppress(OSError):
+            if any(os.pread(copy.fd, len(self._kept), self._position) == self._kept for copy in copies):
+                return
+        self.finished = False
+        self._wake(self)
+
+    @property
+    def record_is_whole(self) -> bool:
+        """Whether the record that is held might be over, as far as its form tells."""
+        return self._lines.grouping is None or self._lines.grouping.whole
 
     def verify(self) -> None:
         """End, if what was read last is not there any more."""
@@ -282,9 +364,10 @@ class TailedFile:
                 self.end_rewritten()
 
     def _unchanged(self) -> bool:
-        """Whether what was read last is still there."""
+        """Whether what was read first and last is still there."""
         position, mark = self._marks[-1]
-        return os.pread(self.fd, len(mark), position - len(mark)) == mark
+        head = self._head
+        return os.pread(self.fd, len(mark), position - len(mark)) == mark and os.pread(self.fd, len(head), 0) == head
 
     def _waits(self) -> bool:
         """Whether one of the files that were here before is still being read."""
@@ -292,7 +375,7 @@ class TailedFile:
             later, earliest = self, self.predecessor
             while earliest.predecessor is not None:
                 later, earliest = earliest, earliest.predecessor
-            if not earliest.read_out():
+            if not earliest.read_out() or (earliest.holds and not earliest.finished):
                 return True
             earliest.successors.remove(later)
             later.predecessor = None
@@ -314,6 +397,7 @@ class TailedFile:
         """The records that are not known to be in Kafka, to the very end; for a file that nobody will read again."""
         self.seek(self._committed)
         self.predecessor, self.last = None, True
+        self._lines.grouping = None  # the spool has no place for a record of several lines
         while chunk := self.read(SCAN_BYTES):
             yield chunk.records
         self._committed = self._position

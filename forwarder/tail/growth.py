@@ -18,6 +18,8 @@ log = logging.getLogger("forwarder.tail")
 
 HOT_PERIOD, HOT_PERIOD_PER_FILE, LONGEST_HOT_PERIOD = 0.003, 0.00005, 0.02
 QUIET_AFTER = 3.0
+HELD_SECONDS, HELD_SECONDS_AT_THE_STOP = 1.0, 0.25
+"""How long nothing must have been written for the last lines to be a whole record, where several lines are one."""
 SWEEP_SECONDS, SWEEP_SECONDS_POLLING = 2.0, 0.25
 SWEEP_SLICE = 500
 
@@ -57,6 +59,8 @@ class Growth:
             for file, last in list(self.hot.items()):
                 if self._look(file):
                     self.hot[file] = now
+                elif file.holds and not file.deleted and now - last > HELD_SECONDS:
+                    file.end_record()
                 elif now - last > QUIET_AFTER:
                     self._calm(file)
             await asyncio.sleep(min(max(HOT_PERIOD, HOT_PERIOD_PER_FILE * len(self.hot)), LONGEST_HOT_PERIOD))
@@ -76,6 +80,18 @@ class Growth:
         if self._look(file):
             self.hot[file] = self._loop.time()
             self._heat.set()
+
+    def hold(self, file: TailedFile) -> None:
+        """The last lines of a file are a record that may go on."""
+        if file in self._files:
+            self.hot.setdefault(file, self._loop.time())
+            self._heat.set()
+
+    def end_record(self, file: TailedFile) -> None:
+        """The agent stops: what is held of a file is a record, if it is whole."""
+        quiet_for = self._loop.time() - self.hot.get(file, -HELD_SECONDS)
+        if file.holds and file.record_is_whole and quiet_for > HELD_SECONDS_AT_THE_STOP:
+            file.end_record()
 
     def verify(self, file: TailedFile) -> None:
         """See whether what was read of a file is still there, whatever its size."""

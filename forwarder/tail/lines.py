@@ -3,6 +3,8 @@
 - `raw`: every line is a record as it is, without its newline.
 - `auto`: a line that is a JSON object is a record as it is; any other becomes one, with the text as `message`.
 - Empty lines are no records. Bytes that the encoding does not know become U+FFFD.
+- With `multiline` several lines are one record, joined by newlines. No record of several lines is longer than `max_record`:
+  what would make it longer begins another one.
 - A line longer than `max_record` is cut and marked `truncated`, with its length in bytes as `original_size`; under `raw` it
   is cut and no more, there being no place for a mark.
 """
@@ -12,11 +14,13 @@ from __future__ import annotations
 import codecs
 from collections import deque
 from datetime import datetime, timezone
+from itertools import pairwise
 
 import msgspec
 
 from forwarder import config
 from forwarder.tail.identity import shown
+from forwarder.tail.multiline import grouping_of
 
 NUL_RUN = 16
 """So many NULs in front of a line are the hole that a writer left which had not noticed a truncation, and no data."""
@@ -68,6 +72,8 @@ class Lines:
         self.undecodable = 0
         """Records that were cut, or had bytes unknown to the encoding; for whoever counts them to take."""
         self.max_record = settings.max_record
+        self.grouping = grouping_of(settings)
+        """None when each line is a record."""
         self._raw = settings.format == "raw"
         self._ending = b"".join((b',"host":', _text(host), b',"app":', _text(settings.app), b',"path":', _text(shown(path))))
 
@@ -75,12 +81,7 @@ class Lines:
         """Records of `body`, whole lines each with its newline; `now`, in seconds, stands in those that are plain text."""
         if self._raw:
             return self._cut_all(_split_raw(body, encoding))
-        if encoding.name != "utf-8":
-            body = self._transcode(body, encoding)
-        elif not body.isascii():
-            body = self._repair(body)
-        if b"\r" in body:
-            body = body.replace(b"\r\n", b"\n")
+        body = self._decoded(body, encoding)
         # Hot path: a split, a look for empty lines and for long ones, and 0.4 microseconds to see that a record is JSON.
         records = body.split(b"\n")
         records.pop()
@@ -95,6 +96,38 @@ class Lines:
         except (msgspec.MsgspecError, RecursionError):
             return self._wrap_all(records, now)
         return records
+
+    def groups(self, body: bytes, encoding: Encoding) -> list[int]:
+        """Where the records of `body`, whole lines, begin, for `grouping`; the first does at 0. The last may go on behind it."""
+        assert self.grouping is not None
+        self.grouping.restart()
+        starts = [0]
+        start = 0
+        first = True
+        for raw in _split(body, encoding):
+            end = start + len(raw) + encoding.width
+            line = raw if encoding.name == "utf-8" else raw.decode(encoding.name, "replace").encode("utf-8", "replace")
+            line = _without_hole(line.rstrip(b"\r").removeprefix(codecs.BOM_UTF8))
+            if line:
+                if (self.grouping.begins(line) or end - starts[-1] > self.max_record) and not first:
+                    starts.append(start)
+                first = False
+            start = end
+        return starts
+
+    def joined(self, body: bytes, borders: list[int], encoding: Encoding, now: float) -> list[bytes]:
+        """The records of `body` that begin at all `borders` but the last and end at the next."""
+        records = [self._joined(body[start:end], encoding) for start, end in pairwise(borders)]
+        records = [record for record in records if record]
+        return self._cut_all(records) if self._raw else self._wrap_all(records, now)
+
+    def _joined(self, body: bytes, encoding: Encoding) -> bytes:
+        if self._raw:
+            return encoding.newline.join(_without_margins(list(map(_without_hole, _split(body, encoding)))))
+        text = self._decoded(body, encoding)
+        if b"\0" in text:
+            text = b"\n".join(map(_without_hole, text.split(b"\n")))
+        return text.strip(b"\n")
 
     def cut(self, beginning: bytes, size: int, encoding: Encoding, now: float) -> bytes:
         """The record for a line of `size` bytes that begins with `beginning`, at least `max_record` bytes of it."""
@@ -131,6 +164,14 @@ class Lines:
         self.cut_records += sum(len(record) > self.max_record for record in records)
         return [record[: self.max_record] for record in records]
 
+    def _decoded(self, body: bytes, encoding: Encoding) -> bytes:
+        """As UTF-8, with simple line ends."""
+        if encoding.name != "utf-8":
+            body = self._transcode(body, encoding)
+        elif not body.isascii():
+            body = self._repair(body)
+        return body.replace(b"\r\n", b"\n") if b"\r" in body else body
+
     def _transcode(self, body: bytes, encoding: Encoding) -> bytes:
         try:
             text = body.decode(encoding.name)
@@ -154,16 +195,28 @@ class Lines:
         return body
 
 
-def _split_raw(body: bytes, encoding: Encoding) -> list[bytes]:
+def _split(body: bytes, encoding: Encoding) -> list[bytes]:
+    """The lines of `body` without their ends."""
     if encoding.width == 1:
-        records = body.split(encoding.newline)
-    else:
-        records, start = [], 0
-        while start < len(body):
-            end = encoding.first_end(body, start)
-            records.append(body[start : end - encoding.width])
-            start = end
-    return [_without_hole(record) for record in records if record]
+        lines = body.split(encoding.newline)
+        lines.pop()
+        return lines
+    lines, start = [], 0
+    while start < len(body):
+        end = encoding.first_end(body, start)
+        lines.append(body[start : end - encoding.width])
+        start = end
+    return lines
+
+
+def _split_raw(body: bytes, encoding: Encoding) -> list[bytes]:
+    return [_without_hole(line) for line in _split(body, encoding) if line]
+
+
+def _without_margins(lines: list[bytes]) -> list[bytes]:
+    """Without the empty lines before and after."""
+    filled = [number for number, line in enumerate(lines) if line]
+    return lines[filled[0] : filled[-1] + 1] if filled else []
 
 
 def _without_hole(record: bytes) -> bytes:

@@ -43,8 +43,14 @@ BAD = [
     # Planned
     ("limits are said not to be built yet", kafka("[limit]\nrecords_per_second = 5"),
      "{F}: limit: limits are not available in this version; remove it, spool.max_bytes_per_app bounds each app"),
-    ("multiline is said not to be built yet", kafka('[[tail]]\npaths = ["/x"]\nmultiline = "python"'),
-     "{F}: tail[0].multiline: not available in this version, each line is a record; remove it"),
+    ("multiline knows one word", kafka('[[tail]]\npaths = ["/x"]\nmultiline = "java"'),
+     '{F}: tail[0].multiline: "java"; allowed: "python", or { start = … }'),
+    ("multiline has a pattern", kafka('[[tail]]\npaths = ["/x"]\nmultiline = { start = "(" }'),
+     '{F}: tail[0].multiline.start: "(": missing ), unterminated subpattern at position 0; '
+     "allowed: a regular expression of Python that does not match empty text"),
+    ("multiline has no other key", kafka('[[tail]]\npaths = ["/x"]\nmultiline = { stat = "x" }'),
+     '{F}: tail[0].multiline.stat: unknown key; did you mean "start"?\n'
+     "{F}: tail[0].multiline.start: missing; required: a regular expression of Python that does not match empty text"),
     ("exactly-once is said not to be built yet", kafka('delivery = "exactly-once"'),
      '{F}: kafka.delivery: "exactly-once" is not available in this version; allowed: "at-least-once"'),
     # Types
