@@ -6,6 +6,7 @@
 - A truncated file is a new generation, read from its start. If a copy of the old one lies beside it (`copytruncate`), what
   had not been read is read there; a copy that the globs match themselves is not read twice.
 - What was rotated while the agent was down is found again by identity, among the files beside it.
+- When there are more files than the process may have open, they take turns; none is forgotten.
 """
 
 from __future__ import annotations
@@ -28,21 +29,24 @@ from forwarder.positions import Saved
 from forwarder.route import Route
 from forwarder.source import TAIL_PREFIX, Source, Wake
 from forwarder.tail import identity as identities
+from forwarder.tail.descriptors import Descriptors
 from forwarder.tail.discovery import Found, is_excluded, matches, rotation_bases, walk
 from forwarder.tail.file import Counts, TailedFile
 from forwarder.tail.growth import Growth
 from forwarder.tail.identity import Identity, shown
-from forwarder.tail.inotify import Inotify
+from forwarder.tail.inotify import Inotify, hears_all
 from forwarder.tail.lines import Lines
 from forwarder.tail.lookup import OPEN, Beside, Entry, Key, encoding_of, find, key_of, leads_to, start_of_last_line
 
 log = logging.getLogger("forwarder.tail")
 
-WALK_SECONDS, WALK_SECONDS_POLLING, SHORTEST_WALK_GAP = 10.0, 0.5, 0.02
+WALK_SECONDS, WALK_SECONDS_IN_TROUBLE, WALK_SECONDS_POLLING, SHORTEST_WALK_GAP = 60.0, 2.0, 0.5, 0.02
 GONE_SECONDS, DELETED_SECONDS = 300.0, 5.0
 """How long a file that left its path is kept open after its last growth, renamed or deleted."""
 LET_GO_SECONDS = 1.0
 LOOKS_AFTER_ROTATION = 3
+WALK_SHARE = 0.02
+"""So much of the time is for walks at most, as long as nobody asks for one."""
 CLOCK_GRAIN = 50_000_000
 """File systems stamp with a coarser clock, in nanoseconds."""
 COPY_SECONDS = 2.0
@@ -109,7 +113,13 @@ class Tails:
         self._listed = functools.cache(Beside)
         """Directories as they are in this walk: each is listed once, however many of its files have rotated."""
         self._names = {row.name for row in self._saved}
+        self._descriptors = Descriptors()
         self._reported: set[str] = set()
+        self._troubled = False
+        """Something could not be looked at in this walk."""
+        self._heard: dict[int, bool] = {}
+        self._unheard = False
+        """The kernel does not hear of everything that happens in the directories."""
         self._walk_due = asyncio.Event()
         self._inotify: Inotify | None = None
         if tails:
@@ -184,17 +194,23 @@ class Tails:
     # Paths
 
     async def _follow_directories(self) -> None:
+        cost = 0.0
         while True:
-            often = self._inotify is None or self._suspects or self._moving
+            pause = WALK_SECONDS
+            if self._unheard or self._suspects or self._moving:
+                pause = max(WALK_SECONDS_POLLING, cost / WALK_SHARE)
+            elif self._troubled:
+                pause = max(WALK_SECONDS_IN_TROUBLE, cost / WALK_SHARE)
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._walk_due.wait(), WALK_SECONDS_POLLING if often else WALK_SECONDS)
+                await asyncio.wait_for(self._walk_due.wait(), pause)
             self._walk_due.clear()
             began = self._loop.time()
             # Only what was truncated before the walk: of that a copy, if there is one, will be found.
             rewritten = [file for file in self._files.values() if file.rewritten]
             self._take(await self._loop.run_in_executor(None, _walk_all, self._tails), rewritten)
+            cost = self._loop.time() - began
             # However often something changes, nine tenths of the time are for other things.
-            await asyncio.sleep(max(SHORTEST_WALK_GAP, 9 * (self._loop.time() - began)))
+            await asyncio.sleep(max(SHORTEST_WALK_GAP, 9 * cost))
 
     def _overflowed(self) -> None:
         """The kernel lost events."""
@@ -204,6 +220,7 @@ class Tails:
     def _take(self, found: list[tuple[config.Tail, Found]], rewritten: list[TailedFile]) -> None:
         """Bring what is known in line with what a walk has found; begin the `rewritten` files again."""
         self._walks += 1
+        self._troubled = False
         self._listed.cache_clear()
         directories: set[str] = set()
         seen: set[str] = set()
@@ -241,17 +258,40 @@ class Tails:
             # It was given up a moment ago, and has come back.
             self._retire(now)
             now = None
+        if now is not None and now.astray and not self._is_moved(now, path):
+            now.end_lost()
+            self._end(now)
+            now = None
         if now is not None:
             if now is not before:
                 self._stands(now, path)
-        elif stat.S_ISREG(status.st_mode) and not self._ignored(tail, status):
-            self._open(tail, path, before)
+        elif stat.S_ISREG(status.st_mode):
+            if self._ignored(tail, status):
+                self._await_growth(path)
+            else:
+                self._open(tail, path, before)
+
+    def _is_moved(self, file: TailedFile, path: str) -> bool:
+        """Whether the file at `path` is the one that was let go of, and not another with its inode."""
+        fd = self._descriptor(path)
+        if fd is None:
+            return True
+        try:
+            return identities.holds(fd, file.identity(file.position), file.position)
+        except OSError:
+            return True
+        finally:
+            os.close(fd)
 
     def _stands(self, file: TailedFile, path: str) -> None:
         self._at[path] = file
         file.last = False
         if not leads_to(file.path, file.key):
-            file.path = path
+            self._has_moved(file, path)
+
+    def _has_moved(self, file: TailedFile, path: str) -> None:
+        file.path = path
+        self._growth.see(file)
 
     def _note_gone(self, seen: set[str]) -> None:
         """Note which files none of the paths `seen` leads to; what stood at a path last is remembered for its successor."""
@@ -259,14 +299,26 @@ class Tails:
         for file in self._files.values():
             if file in standing:
                 self._gone.pop(file, None)
-            else:
-                self._gone.setdefault(file, self._loop.time())
+                continue
+            if file not in self._gone or file.astray:
+                for entry in self._beside(file.path).by_inode.get(file.inode, ()):
+                    if entry.key == file.key:
+                        self._has_moved(file, entry.path)
+            self._gone.setdefault(file, self._loop.time())
         over = [path for path, file in self._at.items() if path not in seen and file.finished]
         for path in over[: max(len(over) - RETIRED_KEPT, 0)]:
             del self._at[path]
 
     def _ignored(self, tail: config.Tail, status: os.stat_result) -> bool:
         return tail.ignore_older is not None and self._clock() - status.st_mtime > tail.ignore_older
+
+    def _await_growth(self, path: str) -> None:
+        """Walk again when the file, which is too old, is written to."""
+        try:
+            if self._inotify is not None:
+                self._inotify.watch_once(path, self._walk_due.set)
+        except OSError:
+            self._troubled = True
 
     def _open(self, tail: config.Tail, path: str, before: TailedFile | None) -> None:
         """Take up the file at `path`, to be read after the one that was there `before`, unless it may be a copy."""
@@ -508,6 +560,7 @@ class Tails:
             clock=self._clock,
             wake=self._wake,
             held=self._growth.hold,
+            descriptors=self._descriptors,
         )
 
     def _begin(self, file: TailedFile) -> None:
@@ -546,6 +599,10 @@ class Tails:
             for file, since in list(self._gone.items()):
                 if file.finished and not file.rewritten:
                     self._retire(file)
+                elif file.astray:
+                    self._walk_due.set()
+                    if now - since > DELETED_SECONDS:
+                        file.end_lost()
                 elif file in self._growth.hot or not file.read_out():
                     self._gone[file] = now
                 elif now - since > (DELETED_SECONDS if file.deleted else GONE_SECONDS):
@@ -574,15 +631,20 @@ class Tails:
         self._ended.append(file)
 
     def _watch(self, directories: set[str]) -> None:
+        self._unheard = self._inotify is None
         if self._inotify is None:
             return
+        with contextlib.suppress(OSError):
+            self._unheard = not all(hears_all(directory, self._heard) for directory in directories if Path(directory).is_dir())
         try:
             self._inotify.watch_directories(directories)
         except OSError as error:
+            self._unheard = True
             self._report("watches", f"{error.strerror}: some directories are polled; raise fs.inotify.max_user_watches")
 
     def _report(self, what: str, text: str) -> None:
-        """A warning, given once."""
+        """A warning, given once; what it is about is tried again."""
+        self._troubled = True
         if what not in self._reported:
             self._reported.add(what)
             log.warning("%s", text)

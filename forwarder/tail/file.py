@@ -12,16 +12,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from forwarder import config
 from forwarder.route import Route
 from forwarder.source import Chunk, Wake
+from forwarder.tail.descriptors import Descriptors
 from forwarder.tail.identity import HEAD_BYTES, MARK_BYTES, Identity, digest, encode, holds, mark_before
 from forwarder.tail.lines import Encoding, Lines
+from forwarder.tail.lookup import OPEN, Key, key_of, leads_to
 
 log = logging.getLogger("forwarder.tail")
 
@@ -61,14 +65,14 @@ class TailedFile:
         clock: Callable[[], float],
         wake: Wake,
         held: Callable[[TailedFile], None],
+        descriptors: Descriptors,
     ) -> None:
-        """Takes over `fd`; nothing before `position` is read, but for what tells the file from others."""
+        """Takes over `fd`; nothing before `position` is read, but for what tells the file from others. Raises OSError."""
         self.name = name
         self.app = settings.app
         self.settings = settings
         self.path = path
         self.origin = origin
-        self.fd = fd
         status = os.fstat(fd)
         self.device, self.inode, self.size = status.st_dev, status.st_ino, status.st_size
         self.modified = status.st_mtime_ns
@@ -102,7 +106,52 @@ class TailedFile:
         self._head = os.pread(fd, min(HEAD_BYTES, position), 0)
         self._marks = deque([(position, mark_before(fd, position))])
         self._failing = ""
+        self._lost = False
         self._read_at = clock()
+        self._descriptors = descriptors
+        self._fd = fd
+        descriptors.add(self)
+
+    # Its descriptor
+
+    @property
+    def fd(self) -> int:
+        """Opens the file if it is not open. Raises OSError, FileNotFoundError when the path leads to another one by now."""
+        if self._fd < 0:
+            fd = os.open(self.path, OPEN)
+            if key_of(fd) != self.key:
+                os.close(fd)
+                raise FileNotFoundError(errno.ENOENT, "it has been moved", self.path)
+            self._fd = fd
+            self._read_at = -PAUSE  # it may have been written anew
+            self._descriptors.add(self)
+        return self._fd
+
+    def let_go(self) -> bool:
+        if self.deleted or not leads_to(self.path, self.key):
+            return False
+        os.close(self._fd)
+        self._fd = -1
+        return True
+
+    def _status(self) -> os.stat_result:
+        if self._fd >= 0:
+            return os.fstat(self._fd)
+        status = Path(self.path).stat()
+        if (status.st_dev, status.st_ino) != self.key:
+            raise FileNotFoundError(errno.ENOENT, "it has been moved", self.path)
+        return status
+
+    @property
+    def astray(self) -> bool:
+        """Whether it was let go of, and its path does not lead to it any more."""
+        return self._fd < 0 and not leads_to(self.path, self.key)
+
+    def close(self) -> None:
+        self._descriptors.remove(self)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     # Source
 
@@ -111,7 +160,7 @@ class TailedFile:
         return self._position
 
     @property
-    def key(self) -> tuple[int, int]:
+    def key(self) -> Key:
         """Device and inode."""
         return self.device, self.inode
 
@@ -125,6 +174,8 @@ class TailedFile:
             return None
         try:
             chunk = self._read(max_bytes) if not self.rewritten else self._released()
+        except FileNotFoundError:
+            return None  # the tail looks for it
         except OSError as error:
             if str(error) != self._failing:
                 log.error("%s cannot be read: %s; it is tried again", self.path, error.strerror)
@@ -273,7 +324,7 @@ class TailedFile:
         marks = self._marks
         while marks[-1][0] > position:
             marks.pop()
-        if self.rewritten:
+        if self.rewritten or self._lost:
             self._counts.abandoned[self.app] += self._position - position
             log.error("%s: %d bytes that Kafka did not take are gone from the file", self.path, self._position - position)
             self._position = position
@@ -319,12 +370,14 @@ class TailedFile:
         """See how the file stands: True when it has grown since the last look, wakes whoever reads it when there is more."""
         try:
             return not self.finished and self._look()
+        except FileNotFoundError:
+            return False  # the tail looks for it
         except OSError as error:
             log.error("%s cannot be looked at: %s", self.path, error.strerror)
             return False
 
     def _look(self) -> bool:
-        status = os.fstat(self.fd)
+        status = self._status()
         grown = status.st_size != self.size or status.st_mtime_ns != self.modified
         shrunk = status.st_size < self.size
         self.size, self.modified, self.deleted = status.st_size, status.st_mtime_ns, status.st_nlink == 0
@@ -412,7 +465,7 @@ class TailedFile:
         if self.finished:
             return True
         with contextlib.suppress(OSError):
-            self.size = os.fstat(self.fd).st_size
+            self.size = self._status().st_size
         return self.size <= self._searched
 
     @property
@@ -425,6 +478,15 @@ class TailedFile:
         """Whether it is finished and all of it is in Kafka, and saved so."""
         return self.finished and self._committed >= self._position
 
+    def end_lost(self) -> None:
+        """It cannot be found again."""
+        self.finished = self._lost = True
+        unread = self.size - self._position
+        if unread > 0:
+            self._counts.abandoned[self.app] += unread
+            log.error("%s was removed while it was not open: %d bytes of it are lost", self.path, unread)
+        self._wake_successors()
+
     def end_rewritten(self) -> None:
         """What was read is all there will be of this generation of the file."""
         self.finished = self.rewritten = True
@@ -433,6 +495,3 @@ class TailedFile:
     def _wake_successors(self) -> None:
         for successor in self.successors:
             self._wake(successor)
-
-    def close(self) -> None:
-        os.close(self.fd)

@@ -1,18 +1,19 @@
 """Which files grow: hot ones are looked at every few milliseconds, of quiet ones the kernel tells the next write.
 
-Looking costs one fstat a file and not one event a write. Every quiet file is looked at now and then in any case, because
-network file systems tell the kernel nothing; without inotify that is all there is.
+Looking costs one fstat a file and not one event a write. Where the kernel does not hear of all writes, on network file systems
+or without inotify, quiet files are looked at several times a second; all others once in a while in any case.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from forwarder.tail.file import TailedFile
-from forwarder.tail.inotify import Inotify
+from forwarder.tail.inotify import Inotify, hears_all
 
 log = logging.getLogger("forwarder.tail")
 
@@ -20,8 +21,9 @@ HOT_PERIOD, HOT_PERIOD_PER_FILE, LONGEST_HOT_PERIOD = 0.003, 0.00005, 0.02
 QUIET_AFTER = 3.0
 HELD_SECONDS, HELD_SECONDS_AT_THE_STOP = 1.0, 0.25
 """How long nothing must have been written for the last lines to be a whole record, where several lines are one."""
-SWEEP_SECONDS, SWEEP_SECONDS_POLLING = 2.0, 0.25
-SWEEP_SLICE = 500
+SWEEP_SECONDS, SWEEP_SECONDS_POLLING = 60.0, 0.25
+SWEEP_SLICE, SWEEP_SHARE = 500, 0.02
+"""So many files are looked at in one go, and polling takes so much of the time at most."""
 
 
 class Growth:
@@ -32,6 +34,8 @@ class Growth:
         """Since when each has not grown, by the loop's clock."""
         self._files: set[TailedFile] = set()
         self._watches: dict[TailedFile, int] = {}
+        self._polled: set[TailedFile] = set()
+        self._heard: dict[int, bool] = {}
         self._inotify = inotify
         self._rewritten = rewritten
         self._heat = asyncio.Event()
@@ -44,6 +48,7 @@ class Growth:
 
     def remove(self, file: TailedFile) -> None:
         self._files.discard(file)
+        self._polled.discard(file)
         self.hot.pop(file, None)
         watch = self._watches.pop(file, None)
         if watch is not None and self._inotify is not None:
@@ -67,13 +72,28 @@ class Growth:
 
     async def sweep(self) -> None:
         """Look at the quiet files, until cancelled."""
+        last = self._loop.time()
+        pause = SWEEP_SECONDS_POLLING
         while True:
-            await asyncio.sleep(SWEEP_SECONDS_POLLING if self._inotify is None else SWEEP_SECONDS)
-            for number, file in enumerate(list(self._files)):
-                if file not in self.hot and file in self._files:
-                    self.see(file)
-                if number % SWEEP_SLICE == SWEEP_SLICE - 1:
-                    await asyncio.sleep(0)
+            await asyncio.sleep(pause)
+            began = self._loop.time()
+            everything = began - last > SWEEP_SECONDS
+            if everything:
+                last = began
+            spent = await self._look_at_quiet(self._files if everything else self._polled)
+            pause = max(SWEEP_SECONDS_POLLING, spent / SWEEP_SHARE)
+
+    async def _look_at_quiet(self, files: Iterable[TailedFile]) -> float:
+        """Returns the seconds it took, without those of others in between."""
+        spent, began = 0.0, self._loop.time()
+        for number, file in enumerate(list(files), 1):
+            if file not in self.hot and file in self._files:
+                self.see(file)
+            if number % SWEEP_SLICE == 0:
+                spent += self._loop.time() - began
+                await asyncio.sleep(0)
+                began = self._loop.time()
+        return spent + self._loop.time() - began
 
     def see(self, file: TailedFile) -> None:
         """Look at a file that may have grown."""
@@ -113,13 +133,16 @@ class Growth:
     def _calm(self, file: TailedFile) -> None:
         """Leave the file to the kernel, if it will have it."""
         self.hot.pop(file, None)
-        if self._inotify is not None:
-            try:
-                self._watches[file] = self._inotify.watch_once(file.fd, partial(self._modified, file))
-            except OSError as error:
-                if not self._warned:
-                    log.warning("%s: some files are polled; raise fs.inotify.max_user_watches", error.strerror)
-                    self._warned = True
+        try:
+            heard = self._inotify is not None and hears_all(f"/proc/self/fd/{file.fd}", self._heard)
+            if self._inotify is not None:
+                self._watches[file] = self._inotify.watch_once(f"/proc/self/fd/{file.fd}", partial(self._modified, file))
+        except OSError as error:
+            heard = False
+            if error.errno == errno.ENOSPC and not self._warned:
+                log.warning("%s: some files are polled; raise fs.inotify.max_user_watches", error.strerror)
+                self._warned = True
+        (self._polled.discard if heard else self._polled.add)(file)
         self.see(file)
 
     def _modified(self, file: TailedFile) -> None:

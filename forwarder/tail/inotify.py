@@ -12,11 +12,32 @@ import ctypes
 import os
 import struct
 from collections.abc import Callable
+from pathlib import Path
 
 _MODIFY, _ATTRIB, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x2, 0x4, 0x40, 0x80, 0x100, 0x200
 _DELETE_SELF, _MOVE_SELF, _Q_OVERFLOW, _IGNORED = 0x400, 0x800, 0x4000, 0x8000
 _ONLYDIR, _ONESHOT = 0x1000000, 0x80000000
 _DIRECTORY = _ATTRIB | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE | _DELETE_SELF | _MOVE_SELF | _ONLYDIR
+_DEAF = {
+    0x6969,  # NFS
+    0x517B,  # SMB
+    0xFF534D42,  # CIFS
+    0xFE534D42,  # SMB2
+    0x65735546,  # FUSE
+    0x794C7630,  # overlay
+    0x01021997,  # 9p
+    0x00C36400,  # Ceph
+    0x5346414F,  # AFS
+    0x73757245,  # Coda
+    0x0BD00BD0,  # Lustre
+    0x47504653,  # GPFS
+    0x19830326,  # BeeGFS
+    0x7461636F,  # OCFS2
+    0x01161970,  # GFS2
+    0x786F4256,  # VirtualBox
+}
+"""Types of file systems: statfs(2), and the remote ones in src/stat.c of GNU coreutils."""
+_STATFS_WORDS = 64
 _EVENT = struct.Struct("iIII")
 _READ_BYTES = 64 * 1024
 
@@ -50,12 +71,12 @@ class Inotify:
             for watch in set(before.values()) - set(self._directories.values()):
                 self.end(watch)
 
-    def watch_once(self, fd: int, modified: Callable[[], None]) -> int:
-        """Call `modified` at the next write to the open file, once. Raises OSError (ENOSPC) at the limit of watches.
+    def watch_once(self, path: str, modified: Callable[[], None]) -> int:
+        """Call `modified` at the next write to the file, once. Raises OSError (ENOSPC) at the limit of watches.
 
-        Returns what `end` takes, should the file be closed before.
+        Returns what `end` takes, should nobody want to know any more.
         """
-        watch = self._add(b"/proc/self/fd/%d" % fd, _MODIFY | _ONESHOT)
+        watch = self._add(os.fsencode(path), _MODIFY | _ONESHOT)
         self._files[watch] = modified
         return watch
 
@@ -93,6 +114,20 @@ class Inotify:
     def close(self) -> None:
         self._loop.remove_reader(self._fd)
         os.close(self._fd)
+
+
+def hears_all(path: str, known: dict[int, bool]) -> bool:
+    """Whether the kernel is told of every write to files there: not when other machines or layers may write too.
+
+    `known` keeps the answers by device. Raises OSError.
+    """
+    device = Path(path).stat().st_dev
+    if device not in known:
+        # The type is the first word of struct statfs, a long: statfs(2).
+        answer = (ctypes.c_long * _STATFS_WORDS)()
+        _checked(_libc.statfs(ctypes.c_char_p(os.fsencode(path)), answer))
+        known[device] = answer[0] & 0xFFFFFFFF not in _DEAF
+    return known[device]
 
 
 def _checked(result: int) -> int:

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Agent:
     """An agent with everything in `directory`, whose path has to be short because of the sockets in it.
 
     To `config`, a tree or TOML, are added, where it does not say otherwise: a state directory, a Unix socket for HTTP, and a
-    socket for apps when it names neither sockets nor files.
+    socket for apps when it names neither sockets nor files. `prefix` is a command that runs the agent as its arguments.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Agent:
         *,
         python: str = sys.executable,
         env: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
     ) -> None:
         self.directory = directory
         self.config = with_defaults(tomllib.loads(config) if isinstance(config, str) else config, directory)
@@ -52,6 +53,7 @@ class Agent:
         self._log = directory / "agent.log"
         self._python = python
         self._env = env
+        self._prefix = prefix
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
         self.file.write_text(to_toml(self.config), encoding="utf-8")
@@ -63,7 +65,7 @@ class Agent:
         assert not self.alive, "the agent runs already"
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [self._python, "-m", "forwarder", "run", "-c", str(self.file)],
+                [*self._prefix, self._python, "-m", "forwarder", "run", "-c", str(self.file)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

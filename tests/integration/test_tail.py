@@ -73,13 +73,14 @@ class Story:
         self._make = make
         self.agent: Agent
 
-    def start(self, *globs: str, **options: Any) -> Story:
+    def start(self, *globs: str, prefix: tuple[str, ...] = (), **options: Any) -> Story:
         paths = [str(self.logs / glob) for glob in globs or ("app.log",)]
         self.agent = self._make(
             {
                 "kafka": {"bootstrap_servers": self.kafka.bootstrap, "topic": self.topic},
                 "tail": [{"paths": paths, "app": "web", **options}],
-            }
+            },
+            prefix=prefix,
         )
         self.agent.start()
         return self
