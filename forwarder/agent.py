@@ -87,6 +87,7 @@ class Agent:
                 forget=self.shipper.forget,
                 clock=time.time,
                 first_start=positions.fresh,
+                scratch=self._state,
             )
             server = http.Server(self._pages)
             await self.listener.start(self.config.sockets, systemd.inherited_sockets(os.environ))

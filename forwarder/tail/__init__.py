@@ -36,7 +36,8 @@ from forwarder.tail.growth import Growth
 from forwarder.tail.identity import Identity, shown
 from forwarder.tail.inotify import Inotify, hears_all
 from forwarder.tail.lines import Lines
-from forwarder.tail.lookup import OPEN, Beside, Entry, Key, encoding_of, find, key_of, leads_to, start_of_last_line
+from forwarder.tail.lookup import OPEN, Beside, Entry, Key, encoding_of, find, find_packed, key_of, leads_to, start_of_last_line
+from forwarder.tail.packed import unpack
 
 log = logging.getLogger("forwarder.tail")
 
@@ -78,8 +79,12 @@ class Tails:
         forget: Callable[[str], None],
         clock: Callable[[], float],
         first_start: bool,
+        scratch: Path,
     ) -> None:
-        """`saved` are the rows of the last run; `forget` gets the name of each that leads to nothing any more."""
+        """`saved` are the rows of the last run; `forget` gets the name of each that leads to nothing any more.
+
+        `scratch` is a directory for what is unpacked.
+        """
         self.counts = Counts()
         self._tails = tails
         self._routes = routes
@@ -91,6 +96,7 @@ class Tails:
         self._forget = forget
         self._clock = clock
         self._to_end = first_start
+        self._scratch = scratch
         self._loop = asyncio.get_running_loop()
         self._files: dict[Key, TailedFile] = {}
         """The present generation of every inode."""
@@ -509,7 +515,7 @@ class Tails:
         """Find the files that stood at `path`, and those that came after them; `inodes` are those of all rows."""
         files: list[TailedFile] = []
         for identity, row in rows:
-            found = find(identity, row.position, inodes, self._beside(path))
+            found = self._find(identity, row.position, inodes)
             if found is None:
                 log.info("%s: inode %d is not there any more, or was truncated", path, identity.inode)
                 self._forget(row.name)
@@ -533,10 +539,37 @@ class Tails:
         self._floors[path] = rows[0][0].modified
         # What is at the path comes after all that stood there; of that some may never have been seen.
         standing = [file for file in files if file.path == path]
-        files = [*(file for file in files if file.path != path), *self._unseen(tail, path), *standing]
+        rotated = [file for file in files if file.path != path]
+        known = {file.path for file in files}
+        files = [*rotated, *self._unseen_packed(tail, path, known), *self._unseen(tail, path), *standing]
         self._chain(files)
         if files:
             self._at[path] = files[-1]
+
+    def _find(self, identity: Identity, position: int, inodes: set[int]) -> tuple[str, int] | None:
+        """Path and descriptor of what a row tells of: beside where it was, there in an archive, or in a directory below."""
+        directory = identity.path.rpartition("/")[0]
+        beside = self._listed(directory)
+        found = find(identity, position, inodes, beside) or find_packed(identity, position, beside, self._scratch)
+        for below in beside.directories if found is None else ():
+            found = found or find(identity, position, inodes, self._listed(below))
+        return found
+
+    def _unseen_packed(self, tail: config.Tail, path: str, known: set[str]) -> list[TailedFile]:
+        """Files that stood at `path` for a while and have been compressed since, oldest first; none of the paths `known`."""
+        files = []
+        for entry in self._beside(path).packed_from.get(path.rpartition("/")[2], ()):
+            if entry.modified < self._floors[path] or entry.path in known or self._tail_of(entry.path) is not None:
+                continue
+            try:
+                fd = unpack(entry.path, self._scratch)
+            except OSError as error:
+                log.error("%s may hold lines that were not read, and cannot be read: %s", entry.path, error)
+                continue
+            if fd is not None:
+                files.append(self._new(tail, path, entry.path, fd, 0))
+                self._begin(files[-1])
+        return files
 
     # One file
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
 from pathlib import Path
@@ -12,6 +13,9 @@ import msgspec
 from forwarder.tail.discovery import rotation_bases
 from forwarder.tail.identity import SURE_BYTES, Identity, holds
 from forwarder.tail.lines import Encoding
+from forwarder.tail.packed import name_before, unpack
+
+log = logging.getLogger("forwarder.tail")
 
 Key = tuple[int, int]
 """Device and inode."""
@@ -36,22 +40,31 @@ class Beside:
         self.by_inode: dict[int, list[Entry]] = {}
         self.rotated_from: dict[str, list[Entry]] = {}
         """Oldest first."""
-        for entry in sorted(_entries(directory), key=lambda entry: entry.modified):
+        self.packed_from: dict[str, list[Entry]] = {}
+        """Compressed after their rotation, oldest first; none that is there uncompressed too."""
+        self.directories: list[str] = []
+        entries = sorted(self._entries(directory), key=lambda entry: entry.modified)
+        names = {entry.name for entry in entries}
+        for entry in entries:
             self.by_inode.setdefault(entry.key[1], []).append(entry)
-            for base in rotation_bases(entry.name):
-                self.rotated_from.setdefault(base, []).append(entry)
+            before = name_before(entry.name)
+            by_base = self.packed_from if before else self.rotated_from
+            for base in rotation_bases(before or entry.name):
+                if before not in names:
+                    by_base.setdefault(base, []).append(entry)
 
-
-def _entries(directory: str) -> list[Entry]:
-    entries = []
-    with contextlib.suppress(OSError), os.scandir(directory or "/") as found:
-        for each in found:
-            with contextlib.suppress(OSError):
-                status = each.stat(follow_symlinks=False)
-                if stat.S_ISREG(status.st_mode):
-                    key = status.st_dev, status.st_ino
-                    entries.append(Entry(each.name, each.path, key, status.st_mtime_ns))
-    return entries
+    def _entries(self, directory: str) -> list[Entry]:
+        entries = []
+        with contextlib.suppress(OSError), os.scandir(directory or "/") as found:
+            for each in found:
+                with contextlib.suppress(OSError):
+                    status = each.stat(follow_symlinks=False)
+                    if stat.S_ISREG(status.st_mode):
+                        key = status.st_dev, status.st_ino
+                        entries.append(Entry(each.name, each.path, key, status.st_mtime_ns))
+                    elif stat.S_ISDIR(status.st_mode):
+                        self.directories.append(each.path)
+        return entries
 
 
 def find(identity: Identity, position: int, inodes: set[int], beside: Beside) -> tuple[str, int] | None:
@@ -81,6 +94,21 @@ def find(identity: Identity, position: int, inodes: set[int], beside: Beside) ->
                 os.close(fd)
                 raise
             os.close(fd)
+    return None
+
+
+def find_packed(identity: Identity, position: int, beside: Beside, scratch: Path) -> tuple[str, int] | None:
+    """As `find`, among the compressed files; the descriptor is that of an unpacked one, made in the directory `scratch`."""
+    if position < SURE_BYTES:
+        return None
+    for entry in beside.packed_from.get(identity.path.rpartition("/")[2], []):
+        try:
+            fd = unpack(entry.path, scratch, identity, position)
+        except OSError as error:
+            log.error("%s may hold lines that were not read, and cannot be read: %s", entry.path, error)
+            continue
+        if fd is not None:
+            return entry.path, fd
     return None
 
 
