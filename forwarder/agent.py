@@ -143,7 +143,7 @@ class Agent:
             route = self._routes[app, description] = self._route(app, *described(description))
         return route
 
-    def _tail_route(self, tail: config.Tail, path: str) -> Route:
+    def _tail_route(self, tail: config.Tail) -> Route:
         return self._route(tail.app, tail.topic, tail.key, tail.fields)
 
     def _route(self, app: str, topic: str | None, key: str | None, fields: dict[str, object]) -> Route:

@@ -333,8 +333,10 @@ class Shipper:
 
     def _advance(self, lane: Lane) -> None:
         flights = lane.flights
-        while flights and flights[0].done:
-            lane.position = flights.popleft().end
+        done = next((number for number, flight in enumerate(flights) if not flight.done), len(flights))
+        if done:
+            lane.position = flights[done - 1].end
+            del flights[:done]
         if lane.retrying and not flights:
             lane.retrying = False
             self.wake(lane.source)

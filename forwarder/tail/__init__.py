@@ -2,7 +2,7 @@
 
 - Directories are watched, and walked again when something changes in them, and now and then in any case.
 - A path that leads to another file than before was rotated: the old file is read to its end, then those that came and went
-  unseen in between, then the new one. What was renamed is kept open until it has not grown for some minutes.
+  unseen in between, then the new one. What was renamed is kept open until it has not grown for an hour.
 - A truncated file is a new generation, read from its start. If a copy of the old one lies beside it (`copytruncate`), what
   had not been read is read there; a copy that the globs match themselves is not read twice.
 - What was rotated while the agent was down is found again by identity, among the files beside it.
@@ -42,7 +42,7 @@ from forwarder.tail.packed import unpack
 log = logging.getLogger("forwarder.tail")
 
 WALK_SECONDS, WALK_SECONDS_IN_TROUBLE, WALK_SECONDS_POLLING, SHORTEST_WALK_GAP = 60.0, 2.0, 0.5, 0.02
-GONE_SECONDS, DELETED_SECONDS = 300.0, 5.0
+GONE_SECONDS, DELETED_SECONDS = 3600.0, 5.0
 """How long a file that left its path is kept open after its last growth, renamed or deleted."""
 LET_GO_SECONDS = 1.0
 LOOKS_AFTER_ROTATION = 3
@@ -70,7 +70,7 @@ class Tails:
         self,
         tails: tuple[config.Tail, ...],
         *,
-        routes: Callable[[config.Tail, str], Route],
+        routes: Callable[[config.Tail], Route],
         saved: Iterable[Saved],
         host: str,
         wake: Wake,
@@ -87,7 +87,7 @@ class Tails:
         """
         self.counts = Counts()
         self._tails = tails
-        self._routes = routes
+        self._routes = {id(tail): routes(tail) for tail in tails}
         self._saved = list(saved)
         self._host = host
         self._wake = wake
@@ -127,10 +127,10 @@ class Tails:
         self._unheard = False
         """The kernel does not hear of everything that happens in the directories."""
         self._walk_due = asyncio.Event()
-        self._inotify: Inotify | None = None
+        self._inotify: Inotify[TailedFile | None] | None = None
         if tails:
             try:
-                self._inotify = Inotify(self._walk_due.set, self._overflowed)
+                self._inotify = Inotify(self._walk_due.set, self._overflowed, self._modified)
             except OSError as error:
                 log.warning("inotify cannot be had (%s), files are polled; raise fs.inotify.max_user_instances", error.strerror)
         self._growth = Growth(self._inotify, self._walk_due.set)
@@ -218,6 +218,13 @@ class Tails:
             # However often something changes, nine tenths of the time are for other things.
             await asyncio.sleep(max(SHORTEST_WALK_GAP, 9 * cost))
 
+    def _modified(self, file: TailedFile | None) -> None:
+        """A file was written to: one that is followed, or one that was too old."""
+        if file is None:
+            self._walk_due.set()
+        else:
+            self._growth.modified(file)
+
     def _overflowed(self) -> None:
         """The kernel lost events."""
         self._walk_due.set()
@@ -252,7 +259,7 @@ class Tails:
     def _look_at(self, tail: config.Tail, path: str) -> None:
         """See which file stands at a path."""
         try:
-            status = Path(path).stat()
+            status = os.stat(path)
         except OSError as error:
             if not isinstance(error, FileNotFoundError):
                 self._report(path, f"{path} cannot be looked at: {error.strerror}")
@@ -322,7 +329,7 @@ class Tails:
         """Walk again when the file, which is too old, is written to."""
         try:
             if self._inotify is not None:
-                self._inotify.watch_once(path, self._walk_due.set)
+                self._inotify.watch_once(path, None)
         except OSError:
             self._troubled = True
 
@@ -380,7 +387,7 @@ class Tails:
         key = key_of(fd)
         for base in rotation_bases(name):
             original = self._at.get(f"{directory}/{base}")
-            if original is None or not identities.starts_alike(fd, original.head):
+            if original is None or not original.head.is_like(fd):
                 continue
             self._growth.verify(original)
             suspect = self._suspects.setdefault(key, Suspect(-1, 0.0, 0))
@@ -478,7 +485,7 @@ class Tails:
         if read_to is not None:
             return read_to, None
         for file in generations:
-            if not identities.starts_alike(fd, file.head):
+            if not file.head.is_like(fd):
                 continue
             self._growth.verify(file)
             if file.rewritten:
@@ -586,7 +593,7 @@ class Tails:
             position,
             origin=origin,
             settings=tail,
-            route=self._routes(tail, origin),
+            route=self._routes[id(tail)],
             lines=Lines(tail, origin, self._host),
             encoding=encoding_of(fd, tail.encoding),
             counts=self.counts,
@@ -668,7 +675,7 @@ class Tails:
         if self._inotify is None:
             return
         with contextlib.suppress(OSError):
-            self._unheard = not all(hears_all(directory, self._heard) for directory in directories if Path(directory).is_dir())
+            self._unheard = not all(hears_all(directory, self._heard) for directory in directories if os.path.isdir(directory))
         try:
             self._inotify.watch_directories(directories)
         except OSError as error:

@@ -15,15 +15,14 @@ import contextlib
 import errno
 import logging
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from forwarder import config
 from forwarder.route import Route
 from forwarder.source import Chunk, Wake
 from forwarder.tail.descriptors import Descriptors
-from forwarder.tail.identity import HEAD_BYTES, MARK_BYTES, Identity, digest, encode, holds, mark_before
+from forwarder.tail.identity import HEAD_BYTES, MARK_BYTES, Head, Identity, digest, encode, holds, mark_before
 from forwarder.tail.lines import Encoding, Lines
 from forwarder.tail.lookup import OPEN, Key, key_of, leads_to
 
@@ -48,6 +47,46 @@ class Counts:
 
 class TailedFile:
     """A Source. `path` is where the file is now, `origin` where it was found, `settings` the table that matched it there."""
+
+    __slots__ = (
+        "_clock",
+        "_committed",
+        "_counted",
+        "_counts",
+        "_descriptors",
+        "_encoding",
+        "_failing",
+        "_fd",
+        "_held",
+        "_kept",
+        "_lines",
+        "_lost",
+        "_marks",
+        "_over",
+        "_position",
+        "_read_at",
+        "_route",
+        "_searched",
+        "_text",
+        "_wake",
+        "app",
+        "deleted",
+        "device",
+        "finished",
+        "head",
+        "holds",
+        "inode",
+        "last",
+        "modified",
+        "name",
+        "origin",
+        "path",
+        "predecessor",
+        "rewritten",
+        "settings",
+        "size",
+        "successors",
+    )  # thousands of them are kept
 
     def __init__(
         self,
@@ -103,8 +142,8 @@ class TailedFile:
         """No line ends between the position and here."""
         self._text = position
         """Between the position and here are only NULs."""
-        self._head = os.pread(fd, min(HEAD_BYTES, position), 0)
-        self._marks = deque([(position, mark_before(fd, position))])
+        self.head = Head(os.pread(fd, min(HEAD_BYTES, position), 0))
+        self._marks = [(position, mark_before(fd, position))]
         self._failing = ""
         self._lost = False
         self._read_at = clock()
@@ -137,7 +176,7 @@ class TailedFile:
     def _status(self) -> os.stat_result:
         if self._fd >= 0:
             return os.fstat(self._fd)
-        status = Path(self.path).stat()
+        status = os.stat(self.path)
         if (status.st_dev, status.st_ino) != self.key:
             raise FileNotFoundError(errno.ENOENT, "it has been moved", self.path)
         return status
@@ -163,11 +202,6 @@ class TailedFile:
     def key(self) -> Key:
         """Device and inode."""
         return self.device, self.inode
-
-    @property
-    def head(self) -> bytes:
-        """The first bytes of the file, as far as they were read."""
-        return self._head
 
     def read(self, max_bytes: int) -> Chunk | None:
         if self.finished or self._waits():
@@ -252,8 +286,7 @@ class TailedFile:
 
     def _advance(self, records: list[bytes], body: bytes, end: int, mark: bytes, now: float) -> Chunk:
         start = self._position
-        if start < HEAD_BYTES and len(self._head) == start:
-            self._head += body[: HEAD_BYTES - start]
+        self.head.grow(start, body)
         if start >= self._counted:
             self._counted = end
             self._counts.cut[self.app] += self._lines.cut_records
@@ -338,9 +371,12 @@ class TailedFile:
 
     def _forget_marks(self, position: int) -> None:
         """Nobody goes back behind `position`."""
-        marks = self._marks
-        while len(marks) > 1 and marks[1][0] <= position:
-            marks.popleft()
+        if position >= HEAD_BYTES:
+            self.head.condense()
+        passed = 0
+        while passed + 1 < len(self._marks) and self._marks[passed + 1][0] <= position:
+            passed += 1
+        del self._marks[:passed]
 
     def lag(self) -> int:
         return 0 if self.finished else max(self.size - max(self._searched, self._position), 0)
@@ -354,13 +390,13 @@ class TailedFile:
     def identity(self, position: int) -> Identity:
         """What tells the file from others, for who comes back to `position`."""
         mark = next((mark for end, mark in self._marks if end == position), b"")
-        head = self._head[:position]
+        head_size, head = self.head.before(position)
         return Identity(
             path=self.origin,
             device=self.device,
             inode=self.inode,
-            head_size=len(head),
-            head=digest(head),
+            head_size=head_size,
+            head=head,
             mark_size=len(mark),
             mark=digest(mark),
             modified=self.modified,
@@ -419,8 +455,7 @@ class TailedFile:
     def _unchanged(self) -> bool:
         """Whether what was read first and last is still there."""
         position, mark = self._marks[-1]
-        head = self._head
-        return os.pread(self.fd, len(mark), position - len(mark)) == mark and os.pread(self.fd, len(head), 0) == head
+        return os.pread(self.fd, len(mark), position - len(mark)) == mark and self.head.is_of(self.fd)
 
     def _waits(self) -> bool:
         """Whether one of the files that were here before is still being read."""

@@ -10,7 +10,6 @@ import asyncio
 import errno
 import logging
 from collections.abc import Callable, Iterable
-from functools import partial
 
 from forwarder.tail.file import TailedFile
 from forwarder.tail.inotify import Inotify, hears_all
@@ -29,7 +28,7 @@ SWEEP_SLICE, SWEEP_SHARE = 500, 0.02
 class Growth:
     """`rewritten` is called when a file is found to be truncated or written anew."""
 
-    def __init__(self, inotify: Inotify | None, rewritten: Callable[[], None]) -> None:
+    def __init__(self, inotify: Inotify[TailedFile | None] | None, rewritten: Callable[[], None]) -> None:
         self.hot: dict[TailedFile, float] = {}
         """Since when each has not grown, by the loop's clock."""
         self._files: set[TailedFile] = set()
@@ -136,7 +135,7 @@ class Growth:
         try:
             heard = self._inotify is not None and hears_all(f"/proc/self/fd/{file.fd}", self._heard)
             if self._inotify is not None:
-                self._watches[file] = self._inotify.watch_once(f"/proc/self/fd/{file.fd}", partial(self._modified, file))
+                self._watches[file] = self._inotify.watch_once(f"/proc/self/fd/{file.fd}", file)
         except OSError as error:
             heard = False
             if error.errno == errno.ENOSPC and not self._warned:
@@ -145,7 +144,8 @@ class Growth:
         (self._polled.discard if heard else self._polled.add)(file)
         self.see(file)
 
-    def _modified(self, file: TailedFile) -> None:
+    def modified(self, file: TailedFile) -> None:
+        """The kernel says so, once."""
         self._watches.pop(file, None)
         if file in self._files:
             self.see(file)

@@ -74,7 +74,46 @@ def holds(fd: int, identity: Identity, position: int) -> bool:
     return digest(head) == identity.head and digest(mark) == identity.mark
 
 
-def starts_alike(fd: int, head: bytes) -> bool:
-    """Whether the open file begins like `head`, as far as it goes; False when that is too little to tell."""
-    found = os.pread(fd, len(head), 0)
-    return len(found) >= SURE_BYTES and head.startswith(found)
+class Head:
+    """The first bytes of a file, as many as were read, HEAD_BYTES at most.
+
+    Of thousands of files a digest is enough: `condense` keeps that and the beginning of the beginning.
+    """
+
+    __slots__ = ("_digest", "_start", "size")
+
+    def __init__(self, content: bytes) -> None:
+        self.size = len(content)
+        self._start = content
+        self._digest = ""
+
+    def grow(self, at: int, content: bytes) -> None:
+        """`content` was read from the offset `at`."""
+        if at == self.size < HEAD_BYTES:
+            self._start += content[: HEAD_BYTES - at]
+            self.size = len(self._start)
+
+    def condense(self) -> None:
+        """Nobody goes back to where it was shorter."""
+        if self.size == HEAD_BYTES and not self._digest:
+            self._digest = digest(self._start)
+            self._start = self._start[:MARK_BYTES]
+
+    def before(self, position: int) -> tuple[int, str]:
+        """How many of its bytes lie before `position`, and their digest."""
+        if self._digest:
+            return self.size, self._digest
+        head = self._start[:position]
+        return len(head), digest(head)
+
+    def is_of(self, fd: int) -> bool:
+        """Whether the open file has it."""
+        found = os.pread(fd, self.size, 0)
+        return digest(found) == self._digest if self._digest else found == self._start
+
+    def is_like(self, fd: int) -> bool:
+        """Whether the open file begins like it, as far as it goes; False when that is too little to tell."""
+        found = os.pread(fd, self.size, 0)
+        if self._digest and len(found) == self.size:
+            return digest(found) == self._digest
+        return len(found) >= SURE_BYTES and self._start.startswith(found[: len(self._start)])

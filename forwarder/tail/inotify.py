@@ -12,7 +12,7 @@ import ctypes
 import os
 import struct
 from collections.abc import Callable
-from pathlib import Path
+from typing import Generic, TypeVar
 
 _MODIFY, _ATTRIB, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x2, 0x4, 0x40, 0x80, 0x100, 0x200
 _DELETE_SELF, _MOVE_SELF, _Q_OVERFLOW, _IGNORED = 0x400, 0x800, 0x4000, 0x8000
@@ -41,19 +41,24 @@ _STATFS_WORDS = 64
 _EVENT = struct.Struct("iIII")
 _READ_BYTES = 64 * 1024
 
+T = TypeVar("T")
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Inotify:
-    """One instance of inotify. `directory_changed` gets no argument; `overflowed` means that events were lost."""
+class Inotify(Generic[T]):
+    """One instance of inotify; `overflowed` means that events were lost, `modified` gets what the watch was set for."""
 
-    def __init__(self, directory_changed: Callable[[], None], overflowed: Callable[[], None]) -> None:
+    def __init__(
+        self, directory_changed: Callable[[], None], overflowed: Callable[[], None], modified: Callable[[T], None]
+    ) -> None:
         """Raises OSError when the user has too many instances (fs.inotify.max_user_instances)."""
         self._fd = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
         self._directory_changed = directory_changed
         self._overflowed = overflowed
+        self._modified = modified
         self._directories: dict[str, int] = {}
-        self._files: dict[int, Callable[[], None]] = {}
+        self._files: dict[int, T] = {}
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._fd, self._read)
 
@@ -71,13 +76,13 @@ class Inotify:
             for watch in set(before.values()) - set(self._directories.values()):
                 self.end(watch)
 
-    def watch_once(self, path: str, modified: Callable[[], None]) -> int:
-        """Call `modified` at the next write to the file, once. Raises OSError (ENOSPC) at the limit of watches.
+    def watch_once(self, path: str, what: T) -> int:
+        """Tell of the next write to the file, once, as `what`. Raises OSError (ENOSPC) at the limit of watches.
 
         Returns what `end` takes, should nobody want to know any more.
         """
         watch = self._add(os.fsencode(path), _MODIFY | _ONESHOT)
-        self._files[watch] = modified
+        self._files[watch] = what
         return watch
 
     def end(self, watch: int) -> None:
@@ -103,9 +108,8 @@ class Inotify:
             elif mask & _IGNORED:
                 self._files.pop(watch, None)
             elif mask & _MODIFY:
-                modified = self._files.pop(watch, None)
-                if modified is not None:
-                    modified()
+                if watch in self._files:
+                    self._modified(self._files.pop(watch))
             else:
                 changed = True
         if changed:
@@ -121,7 +125,7 @@ def hears_all(path: str, known: dict[int, bool]) -> bool:
 
     `known` keeps the answers by device. Raises OSError.
     """
-    device = Path(path).stat().st_dev
+    device = os.stat(path).st_dev
     if device not in known:
         # The type is the first word of struct statfs, a long: statfs(2).
         answer = (ctypes.c_long * _STATFS_WORDS)()

@@ -67,6 +67,8 @@ class Encoding:
 class Lines:
     """Turns runs of whole lines of one file into records."""
 
+    __slots__ = ("_ending", "_raw", "cut_records", "grouping", "max_record", "undecodable")
+
     def __init__(self, settings: config.Tail, path: str, host: str) -> None:
         self.cut_records = 0
         self.undecodable = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import stat
@@ -74,7 +75,7 @@ def find(identity: Identity, position: int, inodes: set[int], beside: Beside) ->
     """
     paths = []
     with contextlib.suppress(OSError):
-        if Path(identity.path).stat().st_ino == identity.inode:
+        if os.stat(identity.path).st_ino == identity.inode:
             paths.append(identity.path)
     same = beside.by_inode.get(identity.inode, [])
     rotated = beside.rotated_from.get(identity.path.rpartition("/")[2], [])
@@ -114,7 +115,10 @@ def find_packed(identity: Identity, position: int, beside: Beside, scratch: Path
 
 def encoding_of(fd: int, name: str) -> Encoding:
     """How the open file is encoded, where its settings say `name`."""
-    return Encoding(name, os.pread(fd, 4, 0))
+    return _encoding(name, os.pread(fd, 4, 0) if name.lower().startswith("utf") else b"")
+
+
+_encoding = functools.lru_cache(maxsize=64)(Encoding)
 
 
 def start_of_last_line(fd: int, encoding: Encoding) -> int:
@@ -138,7 +142,7 @@ def key_of(fd: int) -> Key:
 def leads_to(path: str, key: Key) -> bool:
     """Whether the path is one of the file with that device and inode."""
     try:
-        status = Path(path).stat()
+        status = os.stat(path)
     except OSError:
         return False
     return (status.st_dev, status.st_ino) == key
