@@ -9,9 +9,7 @@ from tests.bench import emit, file, idle, latency, sockets
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.bench", description="What a record costs and how long it takes."
-    )
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="What a record costs and how long it takes.")
     benches = parser.add_subparsers(title="benches", metavar="BENCH", required=True)
     for bench in (file, sockets, emit, idle, latency):
         bench.add(benches)
