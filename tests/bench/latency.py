@@ -18,7 +18,7 @@ import os
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ def compare_steady(writers: Mapping[str, Write], reader: Reader, rate: int, seco
     print(f"\nmedian over the producer's: {over:.2f} ms; at most: median {MOST_MEDIAN:g} ms, p99 {MOST_P99:g} ms\n", flush=True)
 
 
-def compare_first(writers: Mapping[str, Write], reader: Reader, pauses: list[float]) -> None:
+def compare_first(writers: Mapping[str, Write], reader: Reader, pauses: Sequence[float]) -> None:
     table = [["quiet", "", *(f"{who} ms" for who in writers)]]
     worst = dict.fromkeys(writers, 0.0)
     for turn, pause in enumerate(pauses):
@@ -135,7 +135,7 @@ def compare_first(writers: Mapping[str, Write], reader: Reader, pauses: list[flo
     print(f"\nfirst line after a quiet while, at most: {MOST_FIRST:g} ms\n", flush=True)
 
 
-def measure_work(agent: Agent, write: Write, rates: list[int], seconds: float) -> int:
+def measure_work(agent: Agent, write: Write, rates: Sequence[int], seconds: float) -> int:
     """Returns how many lines were written."""
     sent = 0
     table = [["lines/s", "", "µs CPU/record", "% of a core", "wake-ups/s", "file reads and writes/s"]]
@@ -151,7 +151,7 @@ def measure_work(agent: Agent, write: Write, rates: list[int], seconds: float) -
     return sent
 
 
-def shares(times: list[float]) -> list[str]:
+def shares(times: Sequence[float]) -> list[str]:
     ordered = sorted(times)
     places = [ordered[min(int(len(ordered) * share), len(ordered) - 1)] for share in (0.5, 0.9, 0.99)]
     return [f"{each:.2f}" for each in (*places, ordered[-1])]
