@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import os
 import random
-import re
 import signal
 import statistics
 import tempfile
@@ -16,13 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from confluent_kafka import Consumer, TopicPartition
-from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
-
+from tests.harness import process
 from tests.harness.agent import Agent
-from tests.harness.kafka import Kafka
-from tests.harness.wait import eventually
+from tests.harness.kafka import Kafka, Topics
 
 ASK_SECONDS = 0.1
 """How often an agent is asked for its progress: a request costs it half a millisecond."""
@@ -39,45 +34,17 @@ class Cost(NamedTuple):
     memory: int
 
 
-class Broker:
-    """Topics of one's own in a Kafka that may be anybody's."""
-
-    def __init__(self, bootstrap: str) -> None:
-        self.bootstrap = bootstrap
-        self._admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
-
-    @contextlib.contextmanager
-    def topic(self) -> Iterator[str]:
-        """A new topic, deleted afterwards."""
-        name = f"bench-{uuid.uuid4().hex[:12]}"
-        self._admin.create_topics([NewTopic(name, PARTITIONS)])[name].result(60)
-        eventually(lambda: self._ready(name), what=f"topic {name}")
-        try:
-            yield name
-        finally:
-            self._admin.delete_topics([name])[name].result(60)
-
-    def count(self, topic: str) -> int:
-        """How many records are in the topic, by the end offsets of its partitions."""
-        consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": "bench", "log_level": 0})
-        try:
-            ends = [consumer.get_watermark_offsets(TopicPartition(topic, number), 30) for number in range(PARTITIONS)]
-        finally:
-            consumer.close()
-        return sum(end for _, end in ends)
-
-    def _ready(self, name: str) -> bool:
-        partitions = self._admin.list_topics(name, timeout=10).topics[name].partitions
-        return len(partitions) == PARTITIONS and all(each.leader >= 0 for each in partitions.values())
-
-
 def add_options(parser: argparse.ArgumentParser, *, records: int, rounds: int) -> None:
-    parser.add_argument("--records", type=_number, default=records, help=f"records a round (default: {records})")
-    parser.add_argument("--rounds", type=_number, default=rounds, help=f"rounds (default: {rounds})")
+    parser.add_argument("--records", type=number, default=records, help=f"records a round (default: {records})")
+    parser.add_argument("--rounds", type=number, default=rounds, help=f"rounds (default: {rounds})")
+    add_bootstrap(parser)
+
+
+def add_bootstrap(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bootstrap", metavar="HOST:PORT", help="a Kafka to use; by default one is started for the bench")
 
 
-def _number(text: str) -> int:
+def number(text: str) -> int:
     value = int(text.replace("_", ""))
     if value < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
@@ -92,17 +59,33 @@ def workplace() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def broker(bootstrap: str | None, directory: Path) -> Iterator[Broker]:
+def broker(bootstrap: str | None, directory: Path) -> Iterator[Topics]:
     """The Kafka at `bootstrap`, or one of our own in `directory`."""
     if bootstrap:
-        yield Broker(bootstrap)
+        yield Topics(bootstrap)
         return
     cluster = Kafka(directory / "kafka")
     try:
         cluster.start()
-        yield Broker(cluster.bootstrap)
+        yield cluster
     finally:
         cluster.stop()
+
+
+@contextlib.contextmanager
+def new_topic(kafka: Topics, partitions: int = PARTITIONS) -> Iterator[str]:
+    """A topic of one's own in a Kafka that may be anybody's, deleted afterwards."""
+    name = f"bench-{uuid.uuid4().hex[:12]}"
+    kafka.create_topic(name, partitions)
+    try:
+        yield name
+    finally:
+        kafka.delete_topic(name)
+
+
+def arrived(kafka: Topics, topic: str) -> int:
+    """How many records are in the topic."""
+    return sum(kafka.end_offsets(topic).values())
 
 
 def make_lines(count: int) -> list[bytes]:
@@ -136,10 +119,14 @@ def write_lines(path: Path, count: int) -> int:
 
 
 def reap(pid: int, begun: float) -> Cost:
-    """Wait until the process ends, which must be well, and say what it cost since `begun` on the monotonic clock."""
+    """Wait until the process ends, which must be well, and say what it cost since `begun` on the monotonic clock.
+
+    What wait4 says of memory may be that of the process which started it.
+    """
     memory = 0
     while True:
-        memory = max(memory, _peak(pid))
+        with contextlib.suppress(ProcessLookupError):
+            memory = max(memory, process.memory(pid, "VmHWM"))
         ended, status, usage = os.wait4(pid, os.WNOHANG)
         if ended:
             break
@@ -148,12 +135,6 @@ def reap(pid: int, begun: float) -> Cost:
     if code:
         raise SystemExit(f"the process under test ended with {code}")
     return Cost(usage.ru_utime + usage.ru_stime, time.monotonic() - begun, memory)
-
-
-def _peak(pid: int) -> int:
-    """VmHWM; what wait4 says of memory may be that of the process which started it."""
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
 
 
 def finish_agent(agent: Agent, topic: str, records: int, begun: float) -> Cost:

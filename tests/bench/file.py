@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.common import (
-    Broker,
     Cost,
     add_options,
+    arrived,
     broker,
     check_arrival,
     finish_agent,
+    new_topic,
     print_costs,
     reap,
     spread,
@@ -27,6 +28,7 @@ from tests.bench.common import (
     write_lines,
 )
 from tests.harness.agent import Agent
+from tests.harness.kafka import Topics
 
 
 def add(benches: argparse._SubParsersAction[Any]) -> None:
@@ -51,13 +53,13 @@ def run(arguments: argparse.Namespace) -> int:
             for who in ("agent", "kcat") if turn % 2 else ("kcat", "agent"):
                 if who == "kcat" and kcat is None:
                     continue
-                with kafka.topic() as topic:
+                with new_topic(kafka) as topic:
                     if who == "kcat":
                         cost = kcat_round(kcat or "", kafka, topic, path)
                     else:
                         cost = agent_round(directory / f"a{turn}", kafka, topic, path, arguments)
                     rows.append((str(turn), who, cost))
-                    whole &= check_arrival(who, kafka.count(topic), records)
+                    whole &= check_arrival(who, arrived(kafka, topic), records)
     print_costs(rows, records)
     if kcat is not None:
         ours, theirs = ([cost.cpu for _, who, cost in rows if who == name] for name in ("agent", "kcat"))
@@ -66,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if whole else 1
 
 
-def agent_round(directory: Path, kafka: Broker, topic: str, path: Path, arguments: argparse.Namespace) -> Cost:
+def agent_round(directory: Path, kafka: Topics, topic: str, path: Path, arguments: argparse.Namespace) -> Cost:
     agent = Agent(
         directory,
         {
@@ -82,7 +84,7 @@ def agent_round(directory: Path, kafka: Broker, topic: str, path: Path, argument
         agent.stop()
 
 
-def kcat_round(kcat: str, kafka: Broker, topic: str, path: Path) -> Cost:
+def kcat_round(kcat: str, kafka: Topics, topic: str, path: Path) -> Cost:
     command = [kcat, "-P", "-b", kafka.bootstrap, "-t", topic, "-z", "lz4", "-X", "acks=all", "-X", "enable.idempotence=true"]
     begun = time.monotonic()
     process = subprocess.Popen([*command, "-l", str(path)], stdin=subprocess.DEVNULL)

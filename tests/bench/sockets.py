@@ -14,10 +14,12 @@ from typing import Any
 from tests.bench.common import (
     Cost,
     add_options,
+    arrived,
     broker,
     check_arrival,
     finish_agent,
     make_lines,
+    new_topic,
     print_costs,
     workplace,
 )
@@ -44,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     processes = multiprocessing.get_context("spawn")
     with workplace() as directory, broker(arguments.bootstrap, directory) as kafka:
         for turn in range(1, arguments.rounds + 1):
-            with kafka.topic() as topic:
+            with new_topic(kafka) as topic:
                 agent = Agent(directory / f"a{turn}", {"kafka": {"bootstrap_servers": kafka.bootstrap, "topic": topic}})
                 ready = processes.Barrier(arguments.peers + 1)
                 peers = [
@@ -63,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
                         process.terminate()
                         process.join()
                 rows.append((str(turn), "agent", cost))
-                whole &= check_arrival("agent", kafka.count(topic), records)
+                whole &= check_arrival("agent", arrived(kafka, topic), records)
     print_costs(rows, records)
     return 0 if whole else 1
 

@@ -15,6 +15,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from forwarder import client
+from tests.harness import process
 from tests.harness.apps import environment
 from tests.harness.wait import eventually
 
@@ -162,21 +163,15 @@ class Agent:
 
     def rss(self) -> int:
         """Bytes of memory it has now."""
-        return self._memory("VmRSS")
+        return process.memory(self.pid, "VmRSS")
 
     def peak(self) -> int:
         """Bytes of memory it had at most."""
-        return self._memory("VmHWM")
+        return process.memory(self.pid, "VmHWM")
 
     def cpu(self) -> float:
         """Seconds of processor time it has used, user and system."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def _memory(self, name: str) -> int:
-        found = re.search(rf"^{name}:\s+(\d+) kB$", Path(f"/proc/{self.pid}/status").read_text(), re.MULTILINE)
-        assert found, f"no {name}: the agent has ended"
-        return int(found[1]) * 1024
+        return process.cpu(self.pid)
 
 
 def with_defaults(config: Mapping[str, Any], directory: Path) -> dict[str, Any]:

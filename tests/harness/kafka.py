@@ -45,7 +45,103 @@ class KafkaFailed(Exception):
     """kafka.sh did not do what it was asked for."""
 
 
-class Kafka:
+class Topics:
+    """Topics and records of the Kafka at `bootstrap`, whoever runs it."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self.bootstrap = bootstrap
+        self._known: AdminClient | None = None
+
+    def create_topic(self, name: str, partitions: int = 4, config: Mapping[str, str] | None = None, copies: int = -1) -> None:
+        """Create a topic and wait until every partition has a leader; `copies` of -1 are as many as the brokers' default."""
+        topic = NewTopic(name, num_partitions=partitions, replication_factor=copies, config=dict(config or {}))
+        self._admin.create_topics([topic], request_timeout=30)[name].result(timeout=60)
+        eventually(lambda: len(self._led_partitions(name)) == partitions, what=f"topic {name} with {partitions} partitions")
+
+    def delete_topic(self, name: str) -> None:
+        """Delete a topic and wait until it is gone."""
+        self._admin.delete_topics([name], request_timeout=30)[name].result(timeout=60)
+        eventually(lambda: name not in self._admin.list_topics(timeout=10).topics, what=f"topic {name} to be gone")
+
+    def partitions(self, topic: str) -> list[int]:
+        """The numbers of a topic's partitions. Raises KafkaException when there is no such topic."""
+        found = self._admin.list_topics(topic, timeout=10).topics[topic]
+        if found.error is not None:
+            raise KafkaException(found.error)
+        return sorted(found.partitions)
+
+    def end_offsets(self, topic: str) -> dict[int, int]:
+        """For each partition, the offset after the last record that is not part of an open transaction."""
+        with self._consumer() as consumer:
+            return _end_offsets(consumer, topic, self.partitions(topic))
+
+    def records(self, topic: str, expected: int | None = None, timeout: float = 60) -> list[Record]:
+        """What is in the topic, by partition in order. See `_read`."""
+        return self._read(topic, expected, timeout, _record)
+
+    def values(self, topic: str, expected: int | None = None, timeout: float = 60) -> list[bytes]:
+        """As `records`, only the values; a million takes a few seconds."""
+        return self._read(topic, expected, timeout, Message.value)
+
+    def _read(self, topic: str, expected: int | None, timeout: float, take: Callable[[Message], T | None]) -> list[T]:
+        """Read from the beginning to where the topic ends now; before that, wait until there are `expected` records.
+
+        So what was duplicated beyond `expected` is seen as well. Of transactions only those committed are read. Raises
+        AssertionError after `timeout` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        taken: list[Any] = []
+        reached: dict[int, int] = {}
+        partitions = self.partitions(topic)
+        with self._consumer() as consumer, _garbage_kept():
+            end = _end_offsets(consumer, topic, partitions) if expected is None else None
+            consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
+            while end is None or any(reached.get(number, 0) < offset for number, offset in end.items()):
+                if end is None and len(taken) >= cast(int, expected):
+                    end = _end_offsets(consumer, topic, partitions)
+                    continue
+                if time.monotonic() > deadline:
+                    wanted = f"up to the offsets {end}" if end is not None else f"of {expected}"
+                    raise AssertionError(f"after {timeout:g} s {len(taken)} records {wanted} were read from topic {topic}")
+                messages = consumer.consume(AT_ONCE, timeout=0.2)
+                good = [message for message in messages if message.error() is None]
+                taken += map(take, good)
+                if len(good) < len(messages):
+                    _note_ends(messages, reached)
+                if good and end is not None:
+                    for position in consumer.position([TopicPartition(topic, number) for number in partitions]):
+                        reached[position.partition] = max(reached.get(position.partition, 0), position.offset)
+        return taken
+
+    @property
+    def _admin(self) -> AdminClient:
+        if self._known is None:
+            self._known = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0, "reconnect.backoff.max.ms": 500})
+        return self._known
+
+    def _led_partitions(self, name: str) -> list[int]:
+        found = self._admin.list_topics(name, timeout=10).topics[name]
+        return [number for number, partition in found.partitions.items() if partition.leader >= 0 and partition.error is None]
+
+    @contextlib.contextmanager
+    def _consumer(self) -> Iterator[Consumer]:
+        settings = {
+            "bootstrap.servers": self.bootstrap,
+            "group.id": "tests",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "isolation.level": "read_committed",
+            "fetch.wait.max.ms": 50,
+            "fetch.max.bytes": 64 << 20,
+            "max.partition.fetch.bytes": 16 << 20,
+            "queued.min.messages": 1_000_000,
+            "log_level": 0,
+        }
+        with contextlib.closing(Consumer(settings)) as consumer:
+            yield consumer
+
+
+class Kafka(Topics):
     """A cluster of `nodes` brokers in `directory`, which is the caller's to remove; `extra` are more properties of the brokers.
 
     Brokers are numbered from 1. The cluster keeps its data and its ports when it is stopped and started again.
@@ -55,10 +151,9 @@ class Kafka:
         self.directory = directory
         self.nodes = nodes
         self.port = free_ports(2 * nodes) if port is None else port
-        self.bootstrap = ",".join(f"127.0.0.1:{self.port + 2 * number}" for number in range(nodes))
+        super().__init__(",".join(f"127.0.0.1:{self.port + 2 * number}" for number in range(nodes)))
         self._extra = extra
         self._frozen: set[int] = set()
-        self._known: AdminClient | None = None
 
     # Brokers
 
@@ -106,71 +201,6 @@ class Kafka:
     def pid(self, number: int = 1) -> int:
         return int(self._script("pid", self.directory, number))
 
-    # Topics
-
-    def create_topic(self, name: str, partitions: int = 4, config: Mapping[str, str] | None = None, copies: int = -1) -> None:
-        """Create a topic and wait until every partition has a leader; `copies` of -1 are as many as the brokers' default."""
-        topic = NewTopic(name, num_partitions=partitions, replication_factor=copies, config=dict(config or {}))
-        self._admin.create_topics([topic], request_timeout=30)[name].result(timeout=60)
-        eventually(lambda: len(self._led_partitions(name)) == partitions, what=f"topic {name} with {partitions} partitions")
-
-    def delete_topic(self, name: str) -> None:
-        """Delete a topic and wait until it is gone."""
-        self._admin.delete_topics([name], request_timeout=30)[name].result(timeout=60)
-        eventually(lambda: name not in self._admin.list_topics(timeout=10).topics, what=f"topic {name} to be gone")
-
-    def partitions(self, topic: str) -> list[int]:
-        """The numbers of a topic's partitions. Raises KafkaException when there is no such topic."""
-        found = self._admin.list_topics(topic, timeout=10).topics[topic]
-        if found.error is not None:
-            raise KafkaException(found.error)
-        return sorted(found.partitions)
-
-    # Records
-
-    def end_offsets(self, topic: str) -> dict[int, int]:
-        """For each partition, the offset after the last record that is not part of an open transaction."""
-        with self._consumer() as consumer:
-            return _end_offsets(consumer, topic, self.partitions(topic))
-
-    def records(self, topic: str, expected: int | None = None, timeout: float = 60) -> list[Record]:
-        """What is in the topic, by partition in order. See `_read`."""
-        return self._read(topic, expected, timeout, _record)
-
-    def values(self, topic: str, expected: int | None = None, timeout: float = 60) -> list[bytes]:
-        """As `records`, only the values; a million takes a few seconds."""
-        return self._read(topic, expected, timeout, Message.value)
-
-    def _read(self, topic: str, expected: int | None, timeout: float, take: Callable[[Message], T | None]) -> list[T]:
-        """Read from the beginning to where the topic ends now; before that, wait until there are `expected` records.
-
-        So what was duplicated beyond `expected` is seen as well. Of transactions only those committed are read. Raises
-        AssertionError after `timeout` seconds.
-        """
-        deadline = time.monotonic() + timeout
-        taken: list[Any] = []
-        reached: dict[int, int] = {}
-        partitions = self.partitions(topic)
-        with self._consumer() as consumer, _garbage_kept():
-            end = _end_offsets(consumer, topic, partitions) if expected is None else None
-            consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
-            while end is None or any(reached.get(number, 0) < offset for number, offset in end.items()):
-                if end is None and len(taken) >= cast(int, expected):
-                    end = _end_offsets(consumer, topic, partitions)
-                    continue
-                if time.monotonic() > deadline:
-                    wanted = f"up to the offsets {end}" if end is not None else f"of {expected}"
-                    raise AssertionError(f"after {timeout:g} s {len(taken)} records {wanted} were read from topic {topic}")
-                messages = consumer.consume(AT_ONCE, timeout=0.2)
-                good = [message for message in messages if message.error() is None]
-                taken += map(take, good)
-                if len(good) < len(messages):
-                    _note_ends(messages, reached)
-                if good and end is not None:
-                    for position in consumer.position([TopicPartition(topic, number) for number in partitions]):
-                        reached[position.partition] = max(reached.get(position.partition, 0), position.offset)
-        return taken
-
     # Inside
 
     def _script(self, *args: object) -> str:
@@ -185,33 +215,6 @@ class Kafka:
         """The ends of the brokers' logs, which may soon be removed."""
         logs = [path for name in ("log", "format.log") for path in sorted(self.directory.glob(f"*/{name}"))]
         return [line for path in logs for line in path.read_text(errors="replace").splitlines()[-10:]]
-
-    @property
-    def _admin(self) -> AdminClient:
-        if self._known is None:
-            self._known = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0, "reconnect.backoff.max.ms": 500})
-        return self._known
-
-    def _led_partitions(self, name: str) -> list[int]:
-        found = self._admin.list_topics(name, timeout=10).topics[name]
-        return [number for number, partition in found.partitions.items() if partition.leader >= 0 and partition.error is None]
-
-    @contextlib.contextmanager
-    def _consumer(self) -> Iterator[Consumer]:
-        settings = {
-            "bootstrap.servers": self.bootstrap,
-            "group.id": "tests",
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-            "isolation.level": "read_committed",
-            "fetch.wait.max.ms": 50,
-            "fetch.max.bytes": 64 << 20,
-            "max.partition.fetch.bytes": 16 << 20,
-            "queued.min.messages": 1_000_000,
-            "log_level": 0,
-        }
-        with contextlib.closing(Consumer(settings)) as consumer:
-            yield consumer
 
 
 def free_ports(count: int) -> int:
