@@ -207,6 +207,7 @@ class Agent:
         await asyncio.gather(*tasks, return_exceptions=True)
         self.tails.flush()
         drained = await self.shipper.drain(self.config.agent.shutdown_timeout)
+        await self._save()  # so that the tails know what is delivered
         self.tails.rescue(self._keep)
         await self._save()
         left = sum(lane.source.position - lane.position + lane.source.lag() for lane in self.shipper.lanes())

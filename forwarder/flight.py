@@ -91,7 +91,6 @@ class Lane:
         "read_to",
         "records",
         "retrying",
-        "saved",
         "source",
         "tailed",
         "trouble",
@@ -121,8 +120,6 @@ class Lane:
         """What is before this position is sent carefully."""
         self.careful_for = 0.0
         """Until this time on the loop's clock everything is."""
-        self.saved = -1
-        """The position on disk; none is known to be there until the first is saved."""
         self.behind_since = 0.0
         self.tailed = source.name.startswith(TAIL_PREFIX)
         self.read_to = source.position
@@ -137,11 +134,6 @@ class Lane:
     @property
     def held_bytes(self) -> int:
         return self.held.size if self.held is not None else 0
-
-    def seek(self, position: int) -> None:
-        """Read again from `position`."""
-        self.held = None
-        self.source.seek(position)
 
     def measure(self, seconds: float) -> None:
         """Bring `rate`, records a second, up to date; called every `seconds`."""

@@ -78,6 +78,11 @@ class Shipper:
         self.failed: asyncio.Future[None] = self._loop.create_future()
         """Gets the exception that ended shipping, if one does."""
         self._lanes: dict[str, Lane] = {}
+        self._moved: set[Lane] = set()
+        """Those whose position on disk is not that which they have."""
+        self._lively: set[Lane] = set()
+        """Those that were read from, lately."""
+        self._held_bytes = 0
         self._active: deque[Lane] = deque()
         self._gone: set[str] = set()
         self._topics: dict[str, Topic] = {}
@@ -102,14 +107,19 @@ class Shipper:
     def add(self, source: Source) -> None:
         """Take up `source`, from where it stands."""
         self._gone.discard(source.name)
-        self._lanes[source.name] = Lane(source)
+        lane = self._lanes[source.name] = Lane(source)
+        self._moved.add(lane)
         self.wake(source)
 
     def remove(self, source: Source) -> None:
         """Leave a source that has nothing more, and drop its saved position."""
         lane = self._lanes.pop(source.name, None)
-        if lane is not None and lane.waiting is not None:
-            lane.waiting.cancel()
+        if lane is not None:
+            self._take_held(lane)
+            self._moved.discard(lane)
+            self._lively.discard(lane)
+            if lane.waiting is not None:
+                lane.waiting.cancel()
         self.forget(source.name)
 
     def forget(self, name: str) -> None:
@@ -200,7 +210,7 @@ class Shipper:
             if lane.credit <= 0:
                 active.append(lane)
                 continue
-            chunk, lane.held = lane.held or lane.source.read(QUANTUM), None
+            chunk = self._take_held(lane) or lane.source.read(QUANTUM)
             if chunk is None:
                 lane.active = False
                 continue
@@ -218,6 +228,7 @@ class Shipper:
         """Count what is read for the first time."""
         lane.read_to = chunk.end
         lane.records += len(chunk.records)
+        self._lively.add(lane)
         if lane.tailed:
             self.tailed[lane.source.app] += len(chunk.records)
             self.tailed_bytes[lane.source.app] += chunk.size
@@ -266,7 +277,7 @@ class Shipper:
             flight.way = Way.BATCHED if route.key is None else Way.SINGLE
         if route.key is not None and any(other.left and other.way is not flight.way for other in lane.flights):
             # So would those that another producer sends meanwhile.
-            lane.held = chunk
+            self._hold(lane, chunk)
             self._pause(lane, HOLD)
             return
         groups: dict[str, list[Keyed]] = {}
@@ -336,6 +347,7 @@ class Shipper:
         done = next((number for number, flight in enumerate(flights) if not flight.done), len(flights))
         if done:
             lane.position = flights[done - 1].end
+            self._moved.add(lane)
             del flights[:done]
         if lane.retrying and not flights:
             lane.retrying = False
@@ -394,7 +406,7 @@ class Shipper:
         """All flights of a failed lane have landed: after a while the first batch that failed and all behind it again."""
         for index, flight in enumerate(lane.flights):
             if flight.refused and flight.pinned:
-                lane.seek(flight.start)
+                self._seek(lane, flight.start)
                 while len(lane.flights) > index:
                     lane.flights.pop()
                 break
@@ -433,7 +445,7 @@ class Shipper:
                 lane.careful_until = max(lane.careful_until, lane.flights[-1].end)
                 lane.careful_for = max(lane.careful_for, self._loop.time() + SUSPECT_SECONDS)
                 lane.flights.clear()
-                lane.seek(lane.position)
+                self._seek(lane, lane.position)
             self.wake(lane.source)
 
     def _retire_careful(self) -> None:
@@ -495,10 +507,25 @@ class Shipper:
 
     def _put_back(self, lane: Lane, chunk: Chunk) -> None:
         """The chunk cannot be sent now. A file may be truncated meanwhile, so of files some is kept in hand."""
-        if lane.tailed and sum(other.held_bytes for other in self._lanes.values()) < HELD_BYTES:
-            lane.held = chunk
+        if lane.tailed and self._held_bytes < HELD_BYTES:
+            self._hold(lane, chunk)
         else:
-            lane.seek(chunk.start)
+            self._seek(lane, chunk.start)
+
+    def _hold(self, lane: Lane, chunk: Chunk) -> None:
+        lane.held = chunk
+        self._held_bytes += chunk.size
+
+    def _take_held(self, lane: Lane) -> Chunk | None:
+        chunk, lane.held = lane.held, None
+        if chunk is not None:
+            self._held_bytes -= chunk.size
+        return chunk
+
+    def _seek(self, lane: Lane, position: int) -> None:
+        """Read again from `position`."""
+        self._take_held(lane)
+        lane.source.seek(position)
 
     def _wait(self, lane: Lane, topic: str) -> None:
         """Leave the lane alone for a while, each time longer, or until the topic it waits for can be reached."""
@@ -536,7 +563,7 @@ class Shipper:
         to read from the position written last, a source goes on at the first that is left.
         """
         async with self._saving:
-            moved = [lane for lane in self._lanes.values() if lane.position != lane.saved]
+            moved, self._moved = list(self._moved), set()
             gone, self._gone = self._gone, set()
             if not moved and not gone:
                 return
@@ -544,10 +571,9 @@ class Shipper:
             rows = [Saved(lane.source.name, position, lane.source.detail(position)) for lane, position in places]
             try:
                 await self._loop.run_in_executor(None, self._positions.save, rows, gone)
-                for lane, position in places:
-                    lane.saved = position
-            except OSError:
+            except BaseException:  # the save may also have been cancelled
                 self._gone |= gone
+                self._moved.update(lane for lane in moved if self._lanes.get(lane.source.name) is lane)
                 raise
             finally:
                 for lane, position in places:
@@ -555,8 +581,10 @@ class Shipper:
 
     def tick(self) -> None:
         """Once a second: serve what librdkafka has to say when nothing is in flight; let an unused window shrink."""
-        for lane in self._lanes.values():
+        for lane in list(self._lively):
             lane.measure(1.0)
+            if not lane.rate:
+                self._lively.discard(lane)
         if not self.in_flight and not self._main.fatal:
             for kafka in list(self._producers.values()):
                 kafka.poll()

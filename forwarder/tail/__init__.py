@@ -45,7 +45,6 @@ WALK_SECONDS, WALK_SECONDS_IN_TROUBLE, WALK_SECONDS_POLLING, SHORTEST_WALK_GAP =
 GONE_SECONDS, DELETED_SECONDS = 3600.0, 5.0
 """How long a file that left its path is kept open after its last growth, renamed or deleted."""
 LET_GO_SECONDS = 1.0
-LOOKS_AFTER_ROTATION = 3
 WALK_SHARE = 0.02
 """So much of the time is for walks at most, as long as nobody asks for one."""
 CLOCK_GRAIN = 50_000_000
@@ -110,12 +109,10 @@ class Tails:
         """Files that were read to their end and let go of, with how far that was."""
         self._suspects: dict[Key, Suspect] = {}
         self._walks = 0
-        self._copies: OrderedDict[Key, int] = OrderedDict()
-        """Copies in which there is nothing new, with their modification times."""
         self._floors: dict[str, int] = {}
         """For each path, since when what stood there is ours: files beside it that are older are not, in nanoseconds."""
-        self._moving: dict[str, int] = {}
-        """Paths at which files have just rotated, and up to which walk they are looked at again."""
+        self._stamps: dict[str, int] = {}
+        """When names in the directories of the paths last changed, in nanoseconds."""
         self._listed = functools.cache(Beside)
         """Directories as they are in this walk: each is listed once, however many of its files have rotated."""
         self._names = {row.name for row in self._saved}
@@ -203,7 +200,7 @@ class Tails:
         cost = 0.0
         while True:
             pause = WALK_SECONDS
-            if self._unheard or self._suspects or self._moving:
+            if self._unheard or self._suspects:
                 pause = max(WALK_SECONDS_POLLING, cost / WALK_SHARE)
             elif self._troubled:
                 pause = max(WALK_SECONDS_IN_TROUBLE, cost / WALK_SHARE)
@@ -235,6 +232,7 @@ class Tails:
         self._walks += 1
         self._troubled = False
         self._listed.cache_clear()
+        changed = self._changed_directories()
         directories: set[str] = set()
         seen: set[str] = set()
         for tail, there in found:
@@ -247,14 +245,28 @@ class Tails:
                     self._look_at(tail, path)
         for file in rewritten:
             self._start_again(file)
-        self._moving = {path: until for path, until in self._moving.items() if until >= self._walks}
-        for path, until in self._moving.items():
+        for path in [path for path in self._at if path.rpartition("/")[0] in changed]:
             tail_of_path = self._tail_of(path)
-            if tail_of_path is not None and until < self._walks + LOOKS_AFTER_ROTATION:
+            if tail_of_path is not None:
                 self._unseen(tail_of_path, path)
         self._note_gone(seen)
         self._suspects = {key: suspect for key, suspect in self._suspects.items() if suspect.walk == self._walks}
         self._watch(directories)
+
+    def _changed_directories(self) -> set[str]:
+        """Directories of the paths in which names have come or gone since the last call."""
+        stamps = {}
+        for directory in {path.rpartition("/")[0] for path in self._at}:
+            with contextlib.suppress(OSError):
+                stamps[directory] = os.stat(directory or "/").st_mtime_ns
+        changed = {directory for directory, stamp in stamps.items() if self._stamps.get(directory) != stamp}
+        now = int(self._clock() * 1e9)
+        fresh = {directory for directory, stamp in stamps.items() if abs(now - stamp) < CLOCK_GRAIN}
+        if fresh:
+            # What comes in the same tick of the file system's clock does not show: look again.
+            self._walk_due.set()
+        self._stamps = {directory: stamp for directory, stamp in stamps.items() if directory not in fresh}
+        return changed
 
     def _look_at(self, tail: config.Tail, path: str) -> None:
         """See which file stands at a path."""
@@ -350,7 +362,7 @@ class Tails:
             os.close(fd)
             return
         if before is not None:
-            self._chain([before, *self._rotated(tail, path), file])
+            self._chain([before, *self._unseen(tail, path), file])
         elif copied is not None:
             self._chain([copied, file])
         self._floors.setdefault(path, int(self._clock() * 1e9) - CLOCK_GRAIN)
@@ -413,18 +425,12 @@ class Tails:
                 os.close(fd)
             return
         self._end(old)
-        copies = [*self._rotated(tail, old.origin), *copies]
+        copies = [*self._unseen(tail, old.origin), *copies]
         old.release(copies)
         self._chain([old, *copies, file])
         for path in paths:
             self._at[path] = file
         self._begin(file)
-
-    def _rotated(self, tail: config.Tail, path: str) -> list[TailedFile]:
-        """Another file stands at `path`: those that stood there in between. Names may still be moving, so look again later."""
-        self._moving[path] = self._walks + LOOKS_AFTER_ROTATION
-        self._walk_due.set()
-        return self._unseen(tail, path)
 
     def _beside(self, path: str) -> Beside:
         return self._listed(path.rpartition("/")[0])
@@ -439,7 +445,6 @@ class Tails:
             for entry in self._beside(path).rotated_from.get(path.rpartition("/")[2], ())
             if entry.modified >= self._floors.get(path, 0)
             and entry.key not in self._files
-            and self._copies.get(entry.key) != entry.modified
             and not is_excluded(entry.path, tail.exclude)
             and self._tail_of(entry.path) in (None, tail)
         ]
@@ -463,10 +468,8 @@ class Tails:
                 # Names have moved on since the directory was listed; it will be listed again.
                 os.close(fd)
                 return None
-            begin, copied = self._behind_known(fd, generations)
-            if 0 < begin == os.fstat(fd).st_size:
-                if copied is not None and (copied.rewritten or copied.position >= begin):
-                    self._copies[entry.key] = entry.modified
+            begin = self._behind_known(fd, generations)
+            if begin is None:
                 os.close(fd)
                 return None
             file = self._new(tail, path, entry.path, fd, begin)
@@ -479,22 +482,21 @@ class Tails:
         self._begin(file)
         return file
 
-    def _behind_known(self, fd: int, generations: list[TailedFile]) -> tuple[int, TailedFile | None]:
-        """Where in a file what is not known begins, and which of `generations` it is a copy of, if it is one."""
+    def _behind_known(self, fd: int, generations: list[TailedFile]) -> int | None:
+        """Where in a file what is not known begins; None if that is nowhere, as in a copy of what is being read."""
         read_to = self._read_to(fd)
         if read_to is not None:
-            return read_to, None
+            return read_to if read_to < os.fstat(fd).st_size else None
         for file in generations:
             if not file.head.is_like(fd):
                 continue
             self._growth.verify(file)
-            if file.rewritten:
-                begin = file.behind_copy(fd)
-                if begin:
-                    return begin, file
-            elif file.agrees_with(fd):
-                return os.fstat(fd).st_size, file
-        return 0, None
+            if not file.rewritten:
+                if file.agrees_with(fd):
+                    return None
+            elif begin := file.behind_copy(fd):
+                return begin
+        return 0
 
     # What the last run left
 
@@ -509,17 +511,24 @@ class Tails:
             else:
                 rows.setdefault(identity.path, []).append((identity, row))
                 inodes.add(identity.inode)
+        resumed: dict[str, list[TailedFile]] = {}
         for path, of_path in rows.items():
             tail = self._tail_of(path)
             if tail is not None:
                 of_path.sort(key=lambda pair: (pair[0].modified, pair[1].position))
-                self._resume_path(tail, path, of_path, inodes)
+                self._floors[path] = of_path[0][0].modified
+                resumed[path] = self._resume_path(tail, path, of_path, inodes)
             elif not os.path.lexists(path):
                 for _, row in of_path:
                     self._forget(row.name)
+        # Only now is it known which of the files beside them are known.
+        for path, files in resumed.items():
+            self._line_up(path, files)
 
-    def _resume_path(self, tail: config.Tail, path: str, rows: list[tuple[Identity, Saved]], inodes: set[int]) -> None:
-        """Find the files that stood at `path`, and those that came after them; `inodes` are those of all rows."""
+    def _resume_path(
+        self, tail: config.Tail, path: str, rows: list[tuple[Identity, Saved]], inodes: set[int]
+    ) -> list[TailedFile]:
+        """Find the files that stood at `path`, oldest first; `inodes` are those of all rows."""
         files: list[TailedFile] = []
         for identity, row in rows:
             found = self._find(identity, row.position, inodes)
@@ -543,8 +552,12 @@ class Tails:
                 continue
             self._begin(file)
             files.append(file)
-        self._floors[path] = rows[0][0].modified
-        # What is at the path comes after all that stood there; of that some may never have been seen.
+        return files
+
+    def _line_up(self, path: str, files: list[TailedFile]) -> None:
+        """What is at the path comes after all that stood there; of that some may never have been seen."""
+        tail = self._tail_of(path)
+        assert tail is not None
         standing = [file for file in files if file.path == path]
         rotated = [file for file in files if file.path != path]
         known = {file.path for file in files}
@@ -648,9 +661,8 @@ class Tails:
                 elif now - since > (DELETED_SECONDS if file.deleted else GONE_SECONDS):
                     file.last = True
                     file.look()
-            for kept in (self._retired, self._copies):
-                while len(kept) > RETIRED_KEPT:
-                    kept.popitem(last=False)
+            while len(self._retired) > RETIRED_KEPT:
+                self._retired.popitem(last=False)
             for file in [file for file in self._ended if file.settled]:
                 self._ended.remove(file)
                 self._names.discard(file.name)
