@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ else:
     import tomli as tomllib
 
 LONGEST_SOCKET_PATH = 107
+BOUND_BY_PERMISSIONS = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
+"""A wrapper: the permissions of files mean something to an agent even when root runs the tests."""
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 Metrics = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -43,7 +45,9 @@ class Agent:
         *,
         python: str = sys.executable,
         env: Mapping[str, str] | None = None,
+        wrapper: Sequence[str] = (),
     ) -> None:
+        """`wrapper` is a command that runs the one which follows it, in its own place."""
         self.directory = directory
         self.config = with_defaults(tomllib.loads(config) if isinstance(config, str) else config, directory)
         self.file = directory / "forwarder.toml"
@@ -52,6 +56,7 @@ class Agent:
         self._log = directory / "agent.log"
         self._python = python
         self._env = env
+        self._wrapper = wrapper
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
         self.file.write_text(to_toml(self.config), encoding="utf-8")
@@ -63,7 +68,7 @@ class Agent:
         assert not self.alive, "the agent runs already"
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [self._python, "-m", "forwarder", "run", "-c", str(self.file)],
+                [*self._wrapper, self._python, "-m", "forwarder", "run", "-c", str(self.file)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
