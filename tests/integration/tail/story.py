@@ -171,9 +171,9 @@ class Story:
         return {name: (msgspec.json.decode(detail)["inode"], position) for name, position, detail in rows}
 
     def await_saved(self, *paths: Path) -> None:
-        """Wait until positions at the end of the files at `paths`, by default those of the writers, are saved."""
-        where = {path.stat() for path in paths or [writer.path for writer in self.writers.values()]}
-        wanted = {(status.st_ino, status.st_size) for status in where}
+        """Wait until positions at the end of the files at `paths`, by default all that were written, are saved."""
+        written = [writer.path for writer in self.writers.values() if writer.sent]
+        wanted = {(status.st_ino, status.st_size) for status in map(Path.stat, paths or written)}
         eventually(lambda: wanted <= set(self.saved().values()), what=f"positions {wanted} to be saved")
 
     def open_files(self) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from tests.harness.agent import BOUND_BY_PERMISSIONS
 from tests.harness.wait import eventually
 from tests.integration.tail.story import Story
@@ -117,15 +115,3 @@ def test_undecodable_lines_are_counted_once_even_when_they_are_read_again(story:
     story.await_delivered(5)
     assert story.agent.metric("forwarder_tail_undecodable_total", app="web") == 5
     assert story.tail("undecodable") == 5
-
-
-def test_an_idle_agent_with_many_files_costs_next_to_nothing(story: Story) -> None:
-    for number in range(200):
-        story.open(f"{number}.log").write(1)
-    story.start("*.log")
-    story.await_delivered()
-    story.await_quiet()
-    before, began = story.agent.cpu(), os.times().elapsed
-    eventually(lambda: os.times().elapsed - began > 2, what="two seconds to pass")
-    assert story.agent.cpu() - before < 0.3
-    story.assert_exact()

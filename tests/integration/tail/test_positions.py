@@ -141,7 +141,7 @@ def test_positions_lost_with_start_end_skip_nothing(story: Story) -> None:
     assert (verdict.lost, verdict.duplicated) == (0, 10)
 
 
-@pytest.mark.parametrize("detail", ["", "nonsense", "{}", '{"path": 1}', "[]"])
+@pytest.mark.parametrize("detail", ["", '{"path": 1}'])
 def test_a_row_that_cannot_be_understood_costs_duplicates_of_its_file_alone(story: Story, detail: str) -> None:
     other = story.open("other.log")
     for writer in (story.writer, other):
