@@ -42,7 +42,7 @@ def test_what_kafka_has_not_got_of_a_deleted_file_outlives_the_agent(story_with_
     story.assert_exact()
 
 
-def test_a_deleted_file_is_read_to_its_end_and_let_go_of(story: Story) -> None:
+def test_a_deleted_file_is_read_to_its_end_and_let_go_of_and_its_inode_may_be_used_again(story: Story) -> None:
     story.start("*.log")
     story.writer.write(1000)
     story.writer.delete()
@@ -51,6 +51,8 @@ def test_a_deleted_file_is_read_to_its_end_and_let_go_of(story: Story) -> None:
     eventually(lambda: not story.open_files(), what="the deleted file to be closed")
     eventually(lambda: not story.saved(), what="its row to go")
     assert story.tail("files") == 0
+    story.open("next.log").write(2000)
+    story.await_delivered()
     assert story.agent.metric("forwarder_tail_abandoned_bytes_total") == 0
     story.assert_exact()
 

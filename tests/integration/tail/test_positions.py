@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.agent import BOUND_BY_PERMISSIONS
 from tests.harness.oracle import judge
 from tests.harness.wait import eventually
 from tests.integration.tail.story import Story
@@ -183,6 +184,32 @@ def test_positions_of_a_newer_release_are_left_alone_and_said_so(story: Story) -
     assert story.agent.wait() != 0
     assert "format version 99" in story.agent.log()
     assert database(story).read_bytes() == before
+
+
+def test_positions_of_an_older_release_are_taken_up(story: Story) -> None:
+    story.writer.write(50)
+    story.start()
+    story.await_delivered()
+    story.stop()
+    execute(story, "PRAGMA user_version = 0")
+    story.agent.start()
+    story.writer.write(10)
+    story.assert_exact()
+
+
+def test_a_state_directory_that_may_not_be_written_prevents_the_start_and_harms_nothing(story: Story) -> None:
+    story.writer.write(50)
+    story.start(wrapper=BOUND_BY_PERMISSIONS)
+    story.await_delivered()
+    story.stop()
+    story.agent.state.chmod(0o500)
+    story.agent.start(wait=False)
+    assert story.agent.wait() != 0
+    assert str(story.agent.state) in story.agent.log_tail(3)
+    story.agent.state.chmod(0o700)
+    story.agent.start()
+    story.writer.write(10)
+    story.assert_exact()
 
 
 # Rows

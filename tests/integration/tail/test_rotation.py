@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.harness.oracle import judge
@@ -255,6 +257,19 @@ def test_a_name_swapped_with_its_backup_and_back_is_read_once(story: Story) -> N
     story.await_delivered()
     eventually(lambda: story.tail("rotated_or_deleted") == 0, what="the agent to see that the file is back")
     story.writer.write(10)
+    story.assert_exact()
+
+
+@pytest.mark.parametrize("glob", ["app.log", "app.log*"])
+def test_a_rotation_by_hard_link_loses_and_repeats_nothing(story: Story, glob: str) -> None:
+    story.start(glob)
+    for number in range(4):
+        story.writer.write(50)
+        Path(f"{story.writer.path}-2026112{number}").hardlink_to(story.writer.path)
+        story.writer.write(10)
+        story.writer.delete()
+        story.writer.reopen()
+    story.writer.write(50)
     story.assert_exact()
 
 

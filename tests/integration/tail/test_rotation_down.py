@@ -138,6 +138,39 @@ def test_a_big_file_rotated_and_left_half_read_by_the_last_run_is_read_on(story:
     assert kill or not verdict.duplicated
 
 
+def test_files_that_wait_for_each_other_at_a_stop_arrive_in_order_after_it(story: Story) -> None:
+    story.writer.write(10)
+    story.in_order().start(agent={"shutdown_timeout": "1ms"})
+    story.await_delivered()
+    story.agent.freeze()
+    for _ in range(4):
+        story.writer.write(10_000, LONG)
+        story.writer.rotate()
+    story.writer.write(10)
+    story.agent.thaw()
+    eventually(lambda: story.tail("rotated_or_deleted") == 4, what="the rotated files to be found")
+    story.stop()
+    story.agent.start()
+    story.await_arrived()
+    verdict = story.judge(story.values(story.sent))
+    # What was on its way at a stop that was cut short may come again.
+    assert (verdict.lost, verdict.alien, verdict.reordered) == (0, 0, 0)
+
+
+def test_rotated_files_that_were_found_by_their_own_names_are_not_sent_again_after_a_restart(story: Story) -> None:
+    story.writer.write(50)
+    for number in (1, 2, 3):
+        story.open(f"app.log.{number}").write(50)
+    story.start("app.log*")
+    story.await_delivered()
+    story.restart()
+    story.writer.write(10)
+    story.await_arrived()
+    story.restart()
+    story.writer.write(10)
+    story.assert_exact()
+
+
 def test_the_oldest_deleted_while_the_agent_was_down_is_no_trouble(story: Story) -> None:
     story.writer.write(50)
     story.start()
