@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sqlite3
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,7 @@ class Story:
 
     def saved(self) -> dict[str, tuple[int, int]]:
         """Inode and position in every row of positions.db, by its name."""
-        with closing(sqlite3.connect(self.agent.state / "positions.db", timeout=10)) as database:
+        with contextlib.closing(sqlite3.connect(self.agent.state / "positions.db", timeout=10)) as database:
             rows = database.execute("SELECT name, position, detail FROM source WHERE name LIKE 'tail:%'").fetchall()
         return {name: (msgspec.json.decode(detail)["inode"], position) for name, position, detail in rows}
 
@@ -196,6 +196,16 @@ class Story:
         verdict.assert_exact()
         assert not (self._ordered and verdict.reordered), f"records came out of order\n{verdict}"
         assert self.abandoned() == 0
+
+    def assert_none_lost(self) -> Verdict:
+        """Everything written has arrived, some of it perhaps again, as after a kill; the agent is stopped for this."""
+        with contextlib.suppress(AssertionError):
+            eventually(lambda: not self.judge(self.kafka.values(self.topic)).lost)
+        self.stop()
+        verdict = self.judge(self.kafka.values(self.topic))
+        verdict.assert_none_lost()
+        assert not verdict.alien, f"something else has arrived too\n{verdict}"
+        return verdict
 
     def judge(self, values: Sequence[bytes]) -> Verdict:
         return judge(values, {name: writer.sent for name, writer in self.writers.items()})

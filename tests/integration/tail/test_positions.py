@@ -49,8 +49,7 @@ def test_twenty_kills_in_a_row_with_writes_in_between_lose_nothing(story: Story)
         story.agent.kill()
         story.writer.write(100)
         story.agent.start()
-    verdict = story.judge(story.values(story.sent))
-    assert (verdict.lost, verdict.alien) == (0, 0)
+    story.assert_none_lost()
 
 
 def test_kills_after_positions_are_saved_repeat_nothing(story: Story) -> None:
@@ -82,8 +81,7 @@ def test_kills_while_files_rotate_lose_nothing(story: Story) -> None:
         story.writer.write(10)
         story.writer.rotate(keep=20)
         story.agent.start()
-    verdict = story.judge(story.values(story.sent))
-    assert (verdict.lost, verdict.alien) == (0, 0)
+    story.assert_none_lost()
 
 
 # Damage
@@ -154,8 +152,7 @@ def test_a_row_that_cannot_be_understood_costs_duplicates_of_its_file_alone(stor
     story.agent.start()
     story.writer.write(10)
     other.write(10)
-    verdict = story.judge(story.values(170))
-    assert (verdict.lost, verdict.alien) == (0, 0)
+    verdict = story.assert_none_lost()
     assert verdict.writers["w"].duplicated == 50
     assert verdict.writers["w1"].duplicated == 0
     assert len(story.saved()) == 2
