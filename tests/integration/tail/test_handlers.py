@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
 from tests.conftest import AppFactory
@@ -26,12 +28,13 @@ APP = """
 """
 
 
-def run(story: Story, app: AppFactory, name: str, count: int, handler: str, wait: bool = True) -> None:
+def run(story: Story, app: AppFactory, name: str, count: int, handler: str, wait: bool = True) -> subprocess.Popen[str]:
     """Have a process log `count` lines to app.log with a handler made by the expression `handler`."""
     process = app(APP, story.writer.path, name, count, handler)
     story.open("app.log", name).sent = count
     if wait:
         finish(process)
+    return process
 
 
 @pytest.mark.parametrize("glob", ["app.log", "app.log*"])
@@ -49,20 +52,13 @@ def test_a_rotating_file_handler_that_deletes_its_oldest_files_loses_nothing(sto
 
 def test_a_rotating_file_handler_goes_on_while_the_agent_is_killed_and_started(story: Story, app: AppFactory) -> None:
     story.start()
+    handler = "logging.handlers.RotatingFileHandler(path, maxBytes=50_000, backupCount=50)"
     for turn in range(4):
-        run(
-            story,
-            app,
-            f"a{turn}",
-            1500,
-            "logging.handlers.RotatingFileHandler(path, maxBytes=50_000, backupCount=50)",
-            wait=False,
-        )
+        process = run(story, app, f"a{turn}", 1500, handler, wait=False)
         story.agent.kill()
         story.agent.start()
-        story.await_arrived()
-    verdict = story.judge(story.values(story.sent))
-    assert (verdict.lost, verdict.alien) == (0, 0)
+        finish(process)
+    story.assert_none_lost()
 
 
 def test_a_timed_rotating_file_handler_loses_and_repeats_nothing(story: Story, app: AppFactory) -> None:
