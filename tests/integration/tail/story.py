@@ -18,7 +18,7 @@ from tests.harness.kafka import Kafka
 from tests.harness.oracle import Verdict, judge
 from tests.harness.wait import eventually
 
-COPIES_KEPT = 9
+COPIES_KEPT = 99
 
 
 class Writer:

@@ -46,7 +46,7 @@ def test_a_rotating_file_handler_loses_and_repeats_nothing(story: Story, app: Ap
 
 def test_a_rotating_file_handler_that_deletes_its_oldest_files_loses_nothing(story: Story, app: AppFactory) -> None:
     story.start()
-    run(story, app, "a", 3000, "logging.handlers.RotatingFileHandler(path, maxBytes=60_000, backupCount=2)")
+    run(story, app, "a", 12_000, "logging.handlers.RotatingFileHandler(path, maxBytes=400_000, backupCount=2)")
     story.assert_exact()
 
 
