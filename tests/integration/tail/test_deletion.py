@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.harness.wait import eventually
 from tests.integration.tail.story import Story
 
@@ -27,6 +29,7 @@ def test_the_unfinished_line_of_a_deleted_file_is_sent_as_it_is(story: Story) ->
     assert sorted(story.values(2)) == [b"unfinished", b"whole"]
 
 
+@pytest.mark.slow
 def test_what_kafka_has_not_got_of_a_deleted_file_outlives_the_agent(story_with_own_kafka: Story) -> None:
     story = story_with_own_kafka.start(agent={"shutdown_timeout": "500ms"})
     story.writer.write(10)

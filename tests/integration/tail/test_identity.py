@@ -229,6 +229,7 @@ def test_a_link_set_back_to_an_earlier_file_sends_only_what_is_new_in_it(story: 
     story.assert_exact()
 
 
+@pytest.mark.slow
 def test_the_target_of_a_link_that_rotates_is_read_on(story: Story, directory: Path) -> None:
     target = story.open("../elsewhere/real.log")
     (story.logs / "linked.log").symlink_to(target.path)

@@ -229,6 +229,7 @@ def test_a_writer_of_the_rotated_file_is_heard_after_a_restart(story: Story) -> 
     story.assert_exact()
 
 
+@pytest.mark.slow
 def test_rotation_while_kafka_is_away_is_caught_up_with(story_with_own_kafka: Story) -> None:
     story = story_with_own_kafka.start()
     story.writer.write(100)
@@ -244,6 +245,7 @@ def test_rotation_while_kafka_is_away_is_caught_up_with(story_with_own_kafka: St
     story.assert_exact()
 
 
+@pytest.mark.slow
 def test_what_was_rotated_while_kafka_was_away_is_found_after_a_restart(story_with_own_kafka: Story) -> None:
     story = story_with_own_kafka.start(agent={"shutdown_timeout": "200ms"})
     story.writer.write(100)
