@@ -52,6 +52,17 @@ def kafka() -> Iterator[Kafka]:
 
 
 @pytest.fixture
+def own_kafka(directory: Path) -> Iterator[Kafka]:
+    """A broker of the test's own, running, to be stopped, killed and started as it likes."""
+    cluster = Kafka(directory / "kafka")
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
 def topic(kafka: Kafka) -> str:
     """The name of a new topic with four partitions."""
     name = f"t-{uuid.uuid4().hex[:12]}"

@@ -19,6 +19,7 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from enum import Enum
 from itertools import chain, count, pairwise
 from pathlib import Path
 
@@ -52,6 +53,25 @@ CLOCK_GRAIN = 50_000_000
 COPY_SECONDS = 2.0
 """How long a file that looks like a copy of another must not have grown to be taken for one of its own."""
 RETIRED_KEPT = 10_000
+MOST_LISTINGS = 5
+"""While files rotate, directories are listed again until names stand still, so many times."""
+
+
+class Moved(Enum):
+    """Says that a name leads elsewhere by now."""
+
+    MOVED = "moved"
+
+
+MOVED = Moved.MOVED
+
+
+class Unclaimed(msgspec.Struct, frozen=True):
+    """A saved position whose file was not found where it should be; `unreadable` says that it may still be there."""
+
+    identity: Identity
+    row: Saved
+    unreadable: bool = False
 
 
 class Suspect(msgspec.Struct):
@@ -107,6 +127,8 @@ class Tails:
         """Finished, and not all of it in Kafka yet."""
         self._retired: OrderedDict[Key, tuple[Identity, int]] = OrderedDict()
         """Files that were read to their end and let go of, with how far that was."""
+        self._unclaimed: dict[int, Unclaimed] = {}
+        """By inode."""
         self._suspects: dict[Key, Suspect] = {}
         self._walks = 0
         self._floors: dict[str, int] = {}
@@ -138,6 +160,10 @@ class Tails:
         """Take up what the last run left, and what is there."""
         self._resume()
         self._take(_walk_all(self._tails), [])
+        for inode, unclaimed in list(self._unclaimed.items()):
+            if not unclaimed.unreadable:
+                log.info("%s: inode %d is not there any more, or was truncated", unclaimed.identity.path, inode)
+                self._forget(self._unclaimed.pop(inode).row.name)
         self._to_end = False
 
     async def run(self) -> None:
@@ -361,6 +387,7 @@ class Tails:
             self._report(path, f"{path} cannot be read: {error.strerror}; it is tried again")
             os.close(fd)
             return
+        self._files[file.key] = file  # known before others are looked for: it may just have been renamed
         if before is not None:
             self._chain([before, *self._unseen(tail, path), file])
         elif copied is not None:
@@ -381,7 +408,13 @@ class Tails:
         return 0
 
     def _read_to(self, fd: int) -> int | None:
-        """How far a file was read that was let go of; None for any other."""
+        """How far a file was read that was let go of, or that the last run left elsewhere; None for any other."""
+        unclaimed = self._unclaimed.get(key_of(fd)[1])
+        if unclaimed is not None and unclaimed.row.position >= identities.SURE_BYTES:
+            position = unclaimed.row.position
+            if identities.holds(fd, unclaimed.identity, position):
+                self._forget(self._unclaimed.pop(key_of(fd)[1]).row.name)
+                return position
         retired = self._retired.get(key_of(fd))
         if retired is None or identities.holds(fd, *retired):
             return None if retired is None else retired[1]
@@ -425,6 +458,7 @@ class Tails:
                 os.close(fd)
             return
         self._end(old)
+        self._files[file.key] = file
         copies = [*self._unseen(tail, old.origin), *copies]
         old.release(copies)
         self._chain([old, *copies, file])
@@ -440,7 +474,22 @@ class Tails:
 
         Among them may be a copy of a file that has been truncated: it is read from where that one was when it ended.
         """
-        candidates = [
+        files: list[TailedFile] = []
+        for _ in range(MOST_LISTINGS):
+            entries = self._unknown(tail, path)
+            generations = [file for file in {*self._files.values(), *self._ended} if entries and file.origin == path]
+            stood = [self._take_unseen(tail, path, entry, generations) for entry in entries]
+            files += [file for file in stood if isinstance(file, TailedFile)]
+            if MOVED not in stood:
+                break
+            self._listed.cache_clear()
+        for file in files:
+            log.info("%s stood at %s for a while and is read now", file.path, path)
+        return sorted(files, key=lambda file: file.modified)
+
+    def _unknown(self, tail: config.Tail, path: str) -> list[Entry]:
+        """What lies beside `path`, may have stood there since it is ours, and is not followed."""
+        return [
             entry
             for entry in self._beside(path).rotated_from.get(path.rpartition("/")[2], ())
             if entry.modified >= self._floors.get(path, 0)
@@ -448,27 +497,19 @@ class Tails:
             and not is_excluded(entry.path, tail.exclude)
             and self._tail_of(entry.path) in (None, tail)
         ]
-        if not candidates:
-            return []
-        generations = [file for file in {*self._files.values(), *self._ended} if file.origin == path]
-        files = []
-        for entry in candidates:
-            file = self._take_unseen(tail, path, entry, generations)
-            if file is not None:
-                log.info("%s stood at %s for a while and is read now", entry.path, path)
-                files.append(file)
-        return files
 
-    def _take_unseen(self, tail: config.Tail, path: str, entry: Entry, generations: list[TailedFile]) -> TailedFile | None:
+    def _take_unseen(
+        self, tail: config.Tail, path: str, entry: Entry, generations: list[TailedFile]
+    ) -> TailedFile | Moved | None:
+        """Take up what is new in it; MOVED if another file has that name by now."""
         fd = self._descriptor(entry.path)
         if fd is None:
-            return None
+            return MOVED
         try:
             if key_of(fd) != entry.key:
-                # Names have moved on since the directory was listed; it will be listed again.
                 os.close(fd)
-                return None
-            begin = self._behind_known(fd, generations)
+                return MOVED
+            begin, copied = self._behind_known(fd, generations)
             if begin is None:
                 os.close(fd)
                 return None
@@ -477,26 +518,31 @@ class Tails:
             self._report(entry.path, f"{entry.path} cannot be read: {error.strerror}")
             os.close(fd)
             return None
+        if copied is not None:
+            copied.successors.append(file)
         if self._tail_of(entry.path) is not None:
             self._stands(file, entry.path)
         self._begin(file)
         return file
 
-    def _behind_known(self, fd: int, generations: list[TailedFile]) -> int | None:
-        """Where in a file what is not known begins; None if that is nowhere, as in a copy of what is being read."""
+    def _behind_known(self, fd: int, generations: list[TailedFile]) -> tuple[int | None, TailedFile | None]:
+        """Where in a file what is not known begins, and of which truncated one it is the copy.
+
+        None if it begins nowhere, as in a copy of what is being read.
+        """
         read_to = self._read_to(fd)
         if read_to is not None:
-            return read_to if read_to < os.fstat(fd).st_size else None
+            return (read_to if read_to < os.fstat(fd).st_size else None), None
         for file in generations:
             if not file.head.is_like(fd):
                 continue
             self._growth.verify(file)
             if not file.rewritten:
                 if file.agrees_with(fd):
-                    return None
+                    return None, None
             elif begin := file.behind_copy(fd):
-                return begin
-        return 0
+                return begin, file
+        return 0, None
 
     # What the last run left
 
@@ -531,10 +577,14 @@ class Tails:
         """Find the files that stood at `path`, oldest first; `inodes` are those of all rows."""
         files: list[TailedFile] = []
         for identity, row in rows:
-            found = self._find(identity, row.position, inodes)
+            try:
+                found = self._find(identity, row.position, inodes)
+            except OSError as error:
+                self._report(path, f"{path} cannot be looked at: {error.strerror}; it is tried again")
+                self._unclaimed[identity.inode] = Unclaimed(identity, row, unreadable=True)
+                continue
             if found is None:
-                log.info("%s: inode %d is not there any more, or was truncated", path, identity.inode)
-                self._forget(row.name)
+                self._unclaimed[identity.inode] = Unclaimed(identity, row)
                 continue
             there, fd = found
             key = key_of(fd)
@@ -608,7 +658,6 @@ class Tails:
             settings=tail,
             route=self._routes[id(tail)],
             lines=Lines(tail, origin, self._host),
-            encoding=encoding_of(fd, tail.encoding),
             counts=self.counts,
             clock=self._clock,
             wake=self._wake,
@@ -689,7 +738,8 @@ class Tails:
         with contextlib.suppress(OSError):
             self._unheard = not all(hears_all(directory, self._heard) for directory in directories if os.path.isdir(directory))
         try:
-            self._inotify.watch_directories(directories)
+            if self._inotify.watch_directories(directories):
+                self._walk_due.set()  # what came between the walk and the watch made no event
         except OSError as error:
             self._unheard = True
             self._report("watches", f"{error.strerror}: some directories are polled; raise fs.inotify.max_user_watches")

@@ -23,8 +23,8 @@ from forwarder.route import Route
 from forwarder.source import Chunk, Wake
 from forwarder.tail.descriptors import Descriptors
 from forwarder.tail.identity import HEAD_BYTES, MARK_BYTES, Head, Identity, digest, encode, holds, mark_before
-from forwarder.tail.lines import Encoding, Lines
-from forwarder.tail.lookup import OPEN, Key, key_of, leads_to
+from forwarder.tail.lines import Lines
+from forwarder.tail.lookup import OPEN, Key, encoding_of, key_of, leads_to
 
 log = logging.getLogger("forwarder.tail")
 
@@ -99,7 +99,6 @@ class TailedFile:
         settings: config.Tail,
         route: Route,
         lines: Lines,
-        encoding: Encoding,
         counts: Counts,
         clock: Callable[[], float],
         wake: Wake,
@@ -127,7 +126,7 @@ class TailedFile:
         self._counts = counts
         self._route = route
         self._lines = lines
-        self._encoding = encoding
+        self._encoding = encoding_of(fd, settings.encoding)
         self._clock = clock
         self._wake = wake
         self._held = held
@@ -226,6 +225,8 @@ class TailedFile:
             self.end_rewritten()
             return None
         self._read_at = now
+        if not self._position:
+            self._encoding = encoding_of(self.fd, self.settings.encoding)  # its mark may not have been there before
         position, mark = self._position, self._marks[-1][1]
         kept = len(mark)
         # No more than there is: a read into fresh memory costs by what is asked for.
@@ -330,16 +331,15 @@ class TailedFile:
     def _line_up_to(self, end: int) -> Chunk:
         """The long line from the position to `end`, whole or cut."""
         beginning, now = self._text, self._clock()
-        size = end - beginning
-        limit = self._lines.max_record
+        limit, width, newline = self._lines.max_record, self._encoding.width, self._encoding.newline
         mark = mark_before(self.fd, end)
-        line = os.pread(self.fd, min(size, limit + self._encoding.width), beginning)
-        if size <= limit + self._encoding.width:
-            if not line.endswith(self._encoding.newline):
-                line += self._encoding.newline
-            records = self._lines.records(line, self._encoding, now)
+        # Of a file that is gone the line may lack its end.
+        size = end - beginning - (width if mark.endswith(newline) else 0)
+        line = os.pread(self.fd, min(size, limit + width), beginning)
+        if size <= limit:
+            records = self._lines.records(line + newline, self._encoding, now)
         else:
-            records = [self._lines.cut(line, size - self._encoding.width, self._encoding, now)]
+            records = [self._lines.cut(line, size, self._encoding, now)]
         return self._advance(records, os.pread(self.fd, HEAD_BYTES, self._position), end, mark, now)
 
     def _remainder(self, data: bytes) -> Chunk | None:
@@ -519,7 +519,7 @@ class TailedFile:
         unread = self.size - self._position
         if unread > 0:
             self._counts.abandoned[self.app] += unread
-            log.error("%s was removed while it was not open: %d bytes of it are lost", self.path, unread)
+            log.error("%s was removed while it was not open, and %d bytes of it were not read: they are lost", self.path, unread)
         self._wake_successors()
 
     def end_rewritten(self) -> None:

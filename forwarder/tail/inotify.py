@@ -62,8 +62,11 @@ class Inotify(Generic[T]):
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._fd, self._read)
 
-    def watch_directories(self, paths: set[str]) -> None:
-        """Watch exactly these. Raises OSError (ENOSPC) at the limit of watches; one that has just gone is left out."""
+    def watch_directories(self, paths: set[str]) -> bool:
+        """Watch exactly these; True when some were not watched before.
+
+        Raises OSError (ENOSPC) at the limit of watches; one that has just gone is left out.
+        """
         before, self._directories = self._directories, {}
         try:
             for path in paths:
@@ -75,6 +78,7 @@ class Inotify(Generic[T]):
         finally:
             for watch in set(before.values()) - set(self._directories.values()):
                 self.end(watch)
+        return not set(self._directories.values()) <= set(before.values())
 
     def watch_once(self, path: str, what: T) -> int:
         """Tell of the next write to the file, once, as `what`. Raises OSError (ENOSPC) at the limit of watches.

@@ -71,10 +71,10 @@ class Beside:
 def find(identity: Identity, position: int, inodes: set[int], beside: Beside) -> tuple[str, int] | None:
     """Path and descriptor of the file that `identity` tells of, or of a copy whose inode is not among `inodes`; None if gone.
 
-    `beside` is the directory it was in.
+    `beside` is the directory it was in. Raises OSError when it may be there, and cannot be looked at.
     """
     paths = []
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         if os.stat(identity.path).st_ino == identity.inode:
             paths.append(identity.path)
     same = beside.by_inode.get(identity.inode, [])
@@ -86,7 +86,7 @@ def find(identity: Identity, position: int, inodes: set[int], beside: Beside) ->
         # Of a file hardly read at all the name must tell: its inode may be another file's by now.
         paths += [entry.path for entry in same if entry in rotated]
     for path in paths:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(FileNotFoundError):
             fd = os.open(path, OPEN)
             try:
                 if holds(fd, identity, position):

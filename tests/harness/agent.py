@@ -25,6 +25,8 @@ else:
     import tomli as tomllib
 
 LONGEST_SOCKET_PATH = 107
+BOUND_BY_PERMISSIONS = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
+"""A wrapper: the permissions of files mean something to an agent even when root runs the tests."""
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 Metrics = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -34,7 +36,7 @@ class Agent:
     """An agent with everything in `directory`, whose path has to be short because of the sockets in it.
 
     To `config`, a tree or TOML, are added, where it does not say otherwise: a state directory, a Unix socket for HTTP, and a
-    socket for apps when it names neither sockets nor files. `prefix` is a command that runs the agent as its arguments.
+    socket for apps when it names neither sockets nor files.
     """
 
     def __init__(
@@ -44,8 +46,9 @@ class Agent:
         *,
         python: str = sys.executable,
         env: Mapping[str, str] | None = None,
-        prefix: Sequence[str] = (),
+        wrapper: Sequence[str] = (),
     ) -> None:
+        """`wrapper` is a command that runs the one which follows it, in its own place."""
         self.directory = directory
         self.config = with_defaults(tomllib.loads(config) if isinstance(config, str) else config, directory)
         self.file = directory / "forwarder.toml"
@@ -54,7 +57,7 @@ class Agent:
         self._log = directory / "agent.log"
         self._python = python
         self._env = env
-        self._prefix = prefix
+        self._wrapper = wrapper
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
         self.file.write_text(to_toml(self.config), encoding="utf-8")
@@ -66,7 +69,7 @@ class Agent:
         assert not self.alive, "the agent runs already"
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*self._prefix, self._python, "-m", "forwarder", "run", "-c", str(self.file)],
+                [*self._wrapper, self._python, "-m", "forwarder", "run", "-c", str(self.file)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import OFFSET_BEGINNING, Consumer, IsolationLevel, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 from confluent_kafka.cimpl import NewTopic
 
-from tests.harness.wait import eventually
+from tests.harness.wait import POLL_SECONDS, eventually
 
 SCRIPT = Path(__file__).parents[1] / "tools" / "kafka.sh"
 AT_ONCE = 10_000
@@ -72,8 +72,15 @@ class Topics:
 
     def end_offsets(self, topic: str) -> dict[int, int]:
         """For each partition, the offset after the last record that is not part of an open transaction."""
-        with self._consumer() as consumer:
-            return _end_offsets(consumer, topic, self.partitions(topic))
+        latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        wanted = {TopicPartition(topic, number): latest for number in self.partitions(topic)}
+
+        def ask() -> dict[int, int]:
+            found = self._admin.list_offsets(wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=10)
+            return {place.partition: future.result(timeout=10).offset for place, future in found.items()}
+
+        # A partition may be between two leaders.
+        return eventually(ask, what=f"the ends of topic {topic}")
 
     def records(self, topic: str, expected: int | None = None, timeout: float = 60) -> list[Record]:
         """What is in the topic, by partition in order. See `_read`."""
@@ -92,26 +99,35 @@ class Topics:
         deadline = time.monotonic() + timeout
         taken: list[Any] = []
         reached: dict[int, int] = {}
-        partitions = self.partitions(topic)
+        # Asked for by another connection than the one that fetches, where the question would wait behind each long poll.
+        end = self.end_offsets(topic)
+        places = [TopicPartition(topic, number) for number in end]
         with self._consumer() as consumer, _garbage_kept():
-            end = _end_offsets(consumer, topic, partitions) if expected is None else None
-            consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
-            while end is None or any(reached.get(number, 0) < offset for number, offset in end.items()):
-                if end is None and len(taken) >= cast(int, expected):
-                    end = _end_offsets(consumer, topic, partitions)
-                    continue
+            # A consumer that does not know the leaders yet asks for them half a second after it was given partitions.
+            consumer.list_topics(topic, timeout=10)
+            consumer.get_watermark_offsets(places[0], timeout=30)
+            consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in end])
+            enough = expected is None
+            while True:
+                if all(reached.get(number, 0) >= offset for number, offset in end.items()):
+                    if enough:
+                        return taken
+                    # Where it ends once there is enough, or where it may be by now.
+                    enough = len(taken) >= cast(int, expected)
+                    end = self.end_offsets(topic)
+                    if not enough and sum(end.values()) <= sum(reached.values()):
+                        time.sleep(POLL_SECONDS)
                 if time.monotonic() > deadline:
-                    wanted = f"up to the offsets {end}" if end is not None else f"of {expected}"
+                    wanted = f"up to the offsets {end}" if enough else f"of {expected}"
                     raise AssertionError(f"after {timeout:g} s {len(taken)} records {wanted} were read from topic {topic}")
-                messages = consumer.consume(AT_ONCE, timeout=0.2)
+                messages = consumer.consume(AT_ONCE, timeout=POLL_SECONDS)
                 good = [message for message in messages if message.error() is None]
                 taken += map(take, good)
                 if len(good) < len(messages):
                     _note_ends(messages, reached)
-                if good and end is not None:
-                    for position in consumer.position([TopicPartition(topic, number) for number in partitions]):
+                if good:
+                    for position in consumer.position(places):
                         reached[position.partition] = max(reached.get(position.partition, 0), position.offset)
-        return taken
 
     @property
     def _admin(self) -> AdminClient:
@@ -244,10 +260,6 @@ def _garbage_kept() -> Iterator[None]:
 def _accepts(address: tuple[str, int]) -> bool:
     with socket.create_connection(address, timeout=1):
         return True
-
-
-def _end_offsets(consumer: Consumer, topic: str, partitions: list[int]) -> dict[int, int]:
-    return {number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=30)[1] for number in partitions}
 
 
 def _note_ends(messages: list[Message], reached: dict[int, int]) -> None:

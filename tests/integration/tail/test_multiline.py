@@ -13,7 +13,7 @@ from tests.conftest import AgentFactory
 from tests.harness.kafka import Kafka
 from tests.harness.oracle import judge
 from tests.harness.wait import eventually
-from tests.integration.test_tail import Story
+from tests.integration.tail.story import Story
 
 TRACEBACK = """\
 Traceback (most recent call last):

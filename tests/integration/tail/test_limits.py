@@ -10,20 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import AgentFactory
-from tests.harness.kafka import Kafka
 from tests.harness.oracle import judge
 from tests.harness.wait import eventually
-from tests.integration.test_tail import Story, Writer
+from tests.integration.tail.story import Story, Writer
 
 FILES = 200
 DESCRIPTORS = 100
 FEW_DESCRIPTORS = ("prlimit", f"--nofile={DESCRIPTORS}:{DESCRIPTORS}")
-
-
-@pytest.fixture
-def story(kafka: Kafka, topic: str, directory: Path, agent: AgentFactory) -> Story:
-    return Story(kafka, topic, directory, agent)
 
 
 class Many:
@@ -60,7 +53,7 @@ def open_files(story: Story) -> int:
 def test_more_files_than_descriptors_are_read_in_turns_and_none_is_forgotten(story: Story) -> None:
     files = Many(story, FILES)
     files.write(20)
-    story.start("w*.log", prefix=FEW_DESCRIPTORS)
+    story.start("w*.log", wrapper=FEW_DESCRIPTORS)
     story.await_delivered(files.total)
     assert 0 < open_files(story) < DESCRIPTORS
     for _ in range(5):
@@ -73,7 +66,7 @@ def test_more_files_than_descriptors_are_read_in_turns_and_none_is_forgotten(sto
 def test_files_in_turns_survive_rotation_truncation_and_a_kill(story: Story) -> None:
     files = Many(story, FILES)
     files.write(20)
-    story.start("w*.log", prefix=FEW_DESCRIPTORS)
+    story.start("w*.log", wrapper=FEW_DESCRIPTORS)
     story.await_delivered(files.total)
     for number, name in enumerate(files.names):
         path = files.path(name)
@@ -99,7 +92,7 @@ def test_files_in_turns_survive_rotation_truncation_and_a_kill(story: Story) -> 
 def test_what_a_writer_adds_to_a_renamed_file_that_was_let_go_of_is_read(story: Story) -> None:
     story.writer.write(10)
     files = Many(story, FILES)
-    story.start("*.log", prefix=FEW_DESCRIPTORS)
+    story.start("*.log", wrapper=FEW_DESCRIPTORS)
     story.await_delivered(10)
     files.write(5)
     story.await_delivered(files.total + 10)
@@ -120,7 +113,7 @@ def in_a_namespace(setting: str, value: int) -> tuple[str, ...]:
 def test_where_watches_run_out_files_and_directories_are_polled_with_one_warning(story: Story, left: int) -> None:
     files = Many(story, 10)
     files.write(5)
-    story.start("**/*.log", prefix=in_a_namespace("max_inotify_watches", left))
+    story.start("**/*.log", wrapper=in_a_namespace("max_inotify_watches", left))
     story.await_delivered(files.total)
     for _ in range(3):
         files.write(5)

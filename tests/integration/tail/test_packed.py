@@ -11,15 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import AgentFactory
-from tests.harness.kafka import Kafka
 from tests.harness.oracle import judge
-from tests.integration.test_tail import Story
-
-
-@pytest.fixture
-def story(kafka: Kafka, topic: str, directory: Path, agent: AgentFactory) -> Story:
-    return Story(kafka, topic, directory, agent)
+from tests.integration.tail.story import Story
 
 
 def compress(path: Path, suffix: str = ".gz") -> Path:
