@@ -67,6 +67,11 @@ class Broker:
     def in_flight(self) -> int:
         return len(self._queue)
 
+    @property
+    def troubled(self) -> bool:
+        """Whether something is to be refused, or has been and the shipper has not heard of it yet."""
+        return bool(self.full or any(batch.error for batch in self._queue) or any(each.fatal for each in self._producers))
+
     def refuse(self) -> None:
         """What is in flight fails."""
         for batch in self._queue:
