@@ -41,7 +41,7 @@ from forwarder.agent import Agent
 from forwarder.positions import Positions
 from forwarder.source import TAIL_PREFIX
 from forwarder.systemd import Notifier
-from forwarder.tail.identity import SURE_BYTES, decode
+from forwarder.tail.identity import SURE_BYTES, Identity, decode
 from tests.harness.broker import Broker
 from tests.harness.virtual import VirtualLoop
 
@@ -135,7 +135,11 @@ class Files(RuleBasedStateMachine):
         """Every file there is."""
         self.truncated: set[str] = set()
         """Names of which the agent may not have seen yet that they were truncated."""
+        self.known: set[str] = set()
+        """Names that the agent is sure to have met in this run, or to have written down in the last."""
         self.inodes: set[int] = set()
+        self.empty_inodes: set[int] = set()
+        """Of files that were deleted with nothing in them."""
         self.day = 0
         self.allowed: Counter[bytes] = Counter()
         """How often a line may come again."""
@@ -158,19 +162,34 @@ class Files(RuleBasedStateMachine):
         self.agent = Agent(settings, Notifier({}), lambda agent: {})
         self.task = self.loop.create_task(self.agent.run())
         self.run_began = len(self.broker.taken)
+        self.known.clear()
         while not self.agent.ready:
             self.let_pass(0.001)
 
     def allow_what_was_let_go_of(self) -> None:
-        """Known: what was rotated and has no position any more, or none of its own, may be taken for unseen at a start."""
-        if not (self.root / "state").exists():
-            return
-        with contextlib.closing(Positions(self.root / "state" / "positions.db")) as positions:
-            kept = {identity.inode for row in positions.load() if (identity := decode(row.detail)) is not None}
+        """Known: what was rotated, and has no position as the one that stood at the path, may be taken for unseen at a start."""
+        kept = {identity.inode for identity in self.identities() if Path(identity.path).name in NAMES}
         for path, there in self.at.items():
             body = there.body if isinstance(there, Copy) else there
             if isinstance(there, Copy) or path.stat().st_ino not in kept:
                 self.allowed.update(self.arrived().intersection(body.expected))
+
+    def identities(self) -> list[Identity]:
+        """What is on disk of the files that the agent knows."""
+        if not (self.root / "state").exists():
+            return []
+        with contextlib.closing(Positions(self.root / "state" / "positions.db")) as positions:
+            return [identity for row in positions.load() if (identity := decode(row.detail)) is not None]
+
+    def is_known(self, name: str) -> bool:
+        """Whether the agent knows of such a file: of another nobody can tell what has to do with it."""
+        if name not in self.known:
+            if self.up:
+                self.let_pass(LOOKED)
+                self.known.add(name)
+            elif any(identity.path == f"{self.logs}/{name}" for identity in self.identities()):
+                self.known.add(name)
+        return name in self.known
 
     def let_pass(self, seconds: float) -> None:
         self.loop.pass_time(seconds)
@@ -190,6 +209,7 @@ class Files(RuleBasedStateMachine):
         deleted = (body for body in self.bodies if body.deleted and not body.rescued)
         self.allowed.update(line for body in deleted for line in body.expected if line in late)
         self.agent = None
+        self.known.clear()
         for body in self.bodies:
             if body.deleted:
                 body.close()
@@ -214,6 +234,7 @@ class Files(RuleBasedStateMachine):
         self.agent.spools.close()
         self.agent.tails.close()
         self.agent = None
+        self.known.clear()
 
     def unsaved(self) -> set[bytes]:
         """What has arrived of this run's, with no position on disk behind it."""
@@ -307,6 +328,12 @@ class Files(RuleBasedStateMachine):
         if isinstance(body, Body):
             body.path = target
 
+    def unlink(self, path: Path) -> None:
+        if not path.stat().st_size:
+            self.empty_inodes.add(path.stat().st_ino)
+        path.unlink()
+        del self.at[path]
+
     def rotated_path(self, name: str, style: str) -> Path:
         """Where a rotation puts the file, or the copy; makes room there."""
         self.day += 1
@@ -375,7 +402,7 @@ class Files(RuleBasedStateMachine):
     @rule(name=names, style=styles, recreate=st.booleans())
     def rotate(self, name: str, style: str, recreate: bool) -> None:
         body = self.current[name]
-        if body is None or body.path is None:
+        if body is None or body.path is None or not self.is_known(name):
             return
         self.let_clock_tick()
         self.move(body.path, self.rotated_path(name, style))
@@ -394,7 +421,7 @@ class Files(RuleBasedStateMachine):
             if not self.up:
                 return
             self.let_pass(SETTLED)
-        if not self.is_calm():
+        if not self.is_known(name) or not self.is_calm():
             return
         self.finish(body)
         if body.path.stat().st_size < SURE_BYTES:
@@ -407,6 +434,9 @@ class Files(RuleBasedStateMachine):
         copy = self.rotated_path(name, style)
         shutil.copyfile(body.path, copy)
         self.at[copy] = Copy(body)
+        if copy.stat().st_ino in self.empty_inodes:
+            # Known: a file with the inode of an empty one that is gone is read from its start, also if it is a copy.
+            self.allowed.update(body.lines)
         self.truncate_file(body)
         if unread:
             self.let_pass(LOOKED)
@@ -441,8 +471,7 @@ class Files(RuleBasedStateMachine):
             self.let_pass(LOOKED)
         elif not self.has_arrived([body]):
             return
-        body.path.unlink()
-        del self.at[body.path]
+        self.unlink(body.path)
         body.path = self.current[name] = None
         body.touched = self.loop.time()
         if not stays_open:
@@ -461,8 +490,7 @@ class Files(RuleBasedStateMachine):
         body = self.at[path]
         if not self.has_arrived(self.of(name)) and (isinstance(body, Copy) or not self.up):
             return
-        path.unlink()
-        del self.at[path]
+        self.unlink(path)
         if isinstance(body, Body):
             body.path = None
             body.close()
