@@ -96,7 +96,9 @@ class Broker:
         if self.full:
             self.full -= 1
             return False
-        self._queue.append(_Batch(producer, records, report, told, self.loop.time() + self.latency, topic))
+        # Nothing overtakes: what comes behind something that fails does so too.
+        error = self._queue[-1].error if self._queue else None
+        self._queue.append(_Batch(producer, records, report, told, self.loop.time() + self.latency, topic, error))
         return True
 
     def serve(self, producer: FakeKafka) -> int:
