@@ -58,8 +58,10 @@ LOOKED = 0.5
 SETTLED = 4.0
 """Longer than the agent waits to see whether a file is the copy of another."""
 DELETED_KEPT = 5.0
-LONG = 320.0
-"""Longer than a file that was renamed is kept open."""
+GONE, QUIET = 20.0, 0.3
+"""How long a file that was renamed is kept open, and one that does not grow is looked at all the time: shortened."""
+LONG = 45.0
+"""Longer than that, and than any wait for Kafka."""
 COARSE_CLOCK = 5
 """CLOCK_REALTIME_COARSE, for which Python has no name."""
 
@@ -88,6 +90,8 @@ class Body:
         self.partial = b""
         self.touched = 0.0
         """When it was last written to, or lost its name, by the loop's clock."""
+        self.seen = False
+        """The agent has had time to open it where it was written."""
         self.rescued = False
         """It was deleted, and the agent has been stopped since: what it had of it is elsewhere."""
         self.truncated = False
@@ -124,6 +128,8 @@ class Files(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr("forwarder.shipper.Kafka", self.broker.connect)
         self.patch.setattr("forwarder.shipper.QUANTUM", QUANTUM)
+        self.patch.setattr("forwarder.tail.GONE_SECONDS", GONE)
+        self.patch.setattr("forwarder.tail.growth.QUIET_AFTER", QUIET)
         self.globs: tuple[str, ...] = ()
         self.agent: Agent | None = None
         self.task: asyncio.Task[int]
@@ -197,6 +203,10 @@ class Files(RuleBasedStateMachine):
             assert not self.task.done(), self.task.result()
             if seconds >= SETTLED:
                 self.truncated.clear()
+            if seconds >= LOOKED:
+                for body in self.current.values():
+                    if body is not None:
+                        body.seen = True
 
     def terminate(self) -> None:
         assert self.agent is not None
@@ -356,7 +366,7 @@ class Files(RuleBasedStateMachine):
         """Whether the agent still listens to what is written to a file that has lost its name."""
         if body.file is None or body.path is None:
             return body.file is not None and self.up and self.loop.time() - body.touched < DELETED_KEPT / 2
-        return self.followed(body.path) or self.loop.time() - body.touched < LONG / 2
+        return self.followed(body.path) or self.loop.time() - body.touched < GONE / 2
 
     # Rules
 
@@ -404,6 +414,9 @@ class Files(RuleBasedStateMachine):
         body = self.current[name]
         if body is None or body.path is None or not self.is_known(name):
             return
+        if self.up and not recreate and not body.seen:
+            # Known: what came and went unseen is looked for when another file stands at the path, and not before.
+            self.let_pass(LOOKED)
         self.let_clock_tick()
         self.move(body.path, self.rotated_path(name, style))
         body.touched = self.loop.time()
