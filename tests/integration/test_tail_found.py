@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -32,12 +33,13 @@ def test_a_file_named_like_a_rotated_one_is_not_read_again_after_a_restart(story
 
 
 def test_copies_that_were_read_are_not_read_again_after_a_restart(story: Story) -> None:
-    story.start()
+    story.start("*.log")
     story.writer.write(100)
     story.await_delivered(100)
     story.agent.freeze()
     story.writer.write(50)
-    story.writer.copy_truncate()
+    shutil.copyfile(story.writer.path, story.logs / "app-20261123.log")
+    story.writer.file.truncate(0)
     story.writer.write(10)
     story.agent.thaw()
     story.await_delivered(160)
