@@ -72,9 +72,12 @@ counted: Counter[str] = Counter()
 
 names = st.sampled_from(NAMES)
 styles = st.sampled_from(["numbered", "suffix", "infix"])
+looks = [0.0005, 0.002, 0.005, 0.02, 0.1, 0.3, 1.0, SETTLED]
 choices = st.integers(0, 7)
 sizes = st.sampled_from([0, 10, 100, 700, 1500])
 """Of what a line holds beside its own number: nothing, less than a mark, more, nearly a head, more."""
+
+several = st.lists(sizes, min_size=1, max_size=6)
 
 
 class Body:
@@ -390,7 +393,7 @@ class Files(RuleBasedStateMachine):
     def count(self) -> None:
         counted["steps"] += 1
 
-    @rule(name=names, sizes=st.lists(sizes, min_size=1, max_size=6))
+    @rule(name=names, sizes=several)
     def write(self, name: str, sizes: list[int]) -> None:
         body = self.current[name] or self.create(name)
         for size in sizes:
@@ -497,7 +500,8 @@ class Files(RuleBasedStateMachine):
         self.unlink(body.path)
         body.path = self.current[name] = None
         body.touched = self.loop.time()
-        if not stays_open:
+        if not stays_open or not self.up:
+            # To what was deleted while the agent was away nobody can listen.
             body.close()
         if recreate:
             self.create(name)
@@ -519,7 +523,7 @@ class Files(RuleBasedStateMachine):
             body.close()
 
     @precondition(lambda self: self.up)
-    @rule(seconds=st.sampled_from([0.0005, 0.002, 0.005, 0.02, 0.1, 0.3, 1.0, SETTLED]))
+    @rule(seconds=st.sampled_from(looks))
     def look(self, seconds: float) -> None:
         self.let_pass(seconds)
 
@@ -564,8 +568,10 @@ class Files(RuleBasedStateMachine):
             self.launch()
 
     @precondition(lambda self: self.up and self.may_refuse())
-    @rule(stored=st.integers(0, 5), start=st.booleans())
-    def kill(self, stored: int, start: bool) -> None:
+    @rule(stored=st.integers(0, 5), start=st.booleans(), name=names, sizes=several, after=st.sampled_from(looks))
+    def kill(self, stored: int, start: bool, name: str, sizes: list[int], after: float) -> None:
+        self.write(name, sizes)
+        self.let_pass(after)
         self.crash(stored)
         if start:
             self.launch()
