@@ -85,6 +85,7 @@ class Agent:
                 added=self.shipper.add,
                 removed=self.shipper.remove,
                 forget=self.shipper.forget,
+                renew=self.shipper.renew,
                 clock=time.time,
                 first_start=positions.fresh,
                 scratch=self._state,
@@ -208,6 +209,7 @@ class Agent:
         self.tails.flush()
         drained = await self.shipper.drain(self.config.agent.shutdown_timeout)
         await self._save()  # so that the tails know what is delivered
+        self.tails.settle()
         self.tails.rescue(self._keep)
         await self._save()
         left = sum(lane.source.position - lane.position + lane.source.lag() for lane in self.shipper.lanes())

@@ -126,6 +126,12 @@ class Shipper:
         """Drop a saved position that no source goes by any more."""
         self._gone.add(name)
 
+    def renew(self, source: Source) -> None:
+        """Save its position again: what is kept beside it has changed."""
+        lane = self._lanes.get(source.name)
+        if lane is not None:
+            self._moved.add(lane)
+
     def wake(self, source: Source) -> None:
         """The source may have something to read."""
         lane = self._lanes.get(source.name)
@@ -437,7 +443,7 @@ class Shipper:
         self._asking.clear()
         self._main = self._connect(Way.GAPLESS)
         self.in_flight = 0
-        for lane in self._lanes.values():
+        for lane in list(self._lanes.values()):  # going back in one may add another
             lane.failed = lane.retrying = False
             lane.in_flight = 0
             if lane.flights:

@@ -17,6 +17,7 @@ import functools
 import logging
 import os
 import stat
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from enum import Enum
@@ -32,7 +33,7 @@ from forwarder.source import TAIL_PREFIX, Source, Wake
 from forwarder.tail import identity as identities
 from forwarder.tail.descriptors import Descriptors
 from forwarder.tail.discovery import Found, is_excluded, matches, rotation_bases, walk
-from forwarder.tail.file import Counts, TailedFile
+from forwarder.tail.file import Counts, Shared, TailedFile
 from forwarder.tail.growth import Growth
 from forwarder.tail.identity import Identity, shown
 from forwarder.tail.inotify import Inotify, hears_all
@@ -96,23 +97,24 @@ class Tails:
         added: Callable[[Source], None],
         removed: Callable[[Source], None],
         forget: Callable[[str], None],
+        renew: Callable[[Source], None],
         clock: Callable[[], float],
         first_start: bool,
         scratch: Path,
     ) -> None:
         """`saved` are the rows of the last run; `forget` gets the name of each that leads to nothing any more.
 
-        `scratch` is a directory for what is unpacked.
+        `renew` saves a source's position again. `scratch` is a directory for what is unpacked.
         """
         self.counts = Counts()
         self._tails = tails
         self._routes = {id(tail): routes(tail) for tail in tails}
         self._saved = list(saved)
         self._host = host
-        self._wake = wake
         self._added = added
         self._removed = removed
         self._forget = forget
+        self._renew = renew
         self._clock = clock
         self._to_end = first_start
         self._scratch = scratch
@@ -132,13 +134,14 @@ class Tails:
         self._suspects: dict[Key, Suspect] = {}
         self._walks = 0
         self._floors: dict[str, int] = {}
-        """For each path, since when what stood there is ours: files beside it that are older are not, in nanoseconds."""
+        """For each path, since when what stood there is ours and may be unknown, in nanoseconds."""
         self._stamps: dict[str, int] = {}
         """When names in the directories of the paths last changed, in nanoseconds."""
+        self._unsettled: set[str] = set()
+        """Directories with files in them of which it cannot be told yet what they are."""
         self._listed = functools.cache(Beside)
         """Directories as they are in this walk: each is listed once, however many of its files have rotated."""
         self._names = {row.name for row in self._saved}
-        self._descriptors = Descriptors()
         self._reported: set[str] = set()
         self._troubled = False
         """Something could not be looked at in this walk."""
@@ -153,6 +156,15 @@ class Tails:
             except OSError as error:
                 log.warning("inotify cannot be had (%s), files are polled; raise fs.inotify.max_user_instances", error.strerror)
         self._growth = Growth(self._inotify, self._walk_due.set)
+        self._shared = Shared(
+            counts=self.counts,
+            descriptors=Descriptors(),
+            clock=clock,
+            wake=wake,
+            held=self._growth.hold,
+            recover=self._recover,
+            floors=self._floors,
+        )
 
     # The life of it
 
@@ -226,7 +238,7 @@ class Tails:
         cost = 0.0
         while True:
             pause = WALK_SECONDS
-            if self._unheard or self._suspects:
+            if self._unheard or self._suspects or self._unsettled:
                 pause = max(WALK_SECONDS_POLLING, cost / WALK_SHARE)
             elif self._troubled:
                 pause = max(WALK_SECONDS_IN_TROUBLE, cost / WALK_SHARE)
@@ -271,10 +283,9 @@ class Tails:
                     self._look_at(tail, path)
         for file in rewritten:
             self._start_again(file)
-        for path in [path for path in self._at if path.rpartition("/")[0] in changed]:
-            tail_of_path = self._tail_of(path)
-            if tail_of_path is not None:
-                self._unseen(tail_of_path, path)
+        for path, file in list(self._at.items()):
+            if path.rpartition("/")[0] in changed:
+                self._unseen(file.settings, path)
         self._note_gone(seen)
         self._suspects = {key: suspect for key, suspect in self._suspects.items() if suspect.walk == self._walks}
         self._watch(directories)
@@ -285,7 +296,8 @@ class Tails:
         for directory in {path.rpartition("/")[0] for path in self._at}:
             with contextlib.suppress(OSError):
                 stamps[directory] = os.stat(directory or "/").st_mtime_ns
-        changed = {directory for directory, stamp in stamps.items() if self._stamps.get(directory) != stamp}
+        changed = {directory for directory, stamp in stamps.items() if self._stamps.get(directory) != stamp} | self._unsettled
+        self._unsettled = set()
         now = int(self._clock() * 1e9)
         fresh = {directory for directory, stamp in stamps.items() if abs(now - stamp) < CLOCK_GRAIN}
         if fresh:
@@ -387,6 +399,7 @@ class Tails:
             self._report(path, f"{path} cannot be read: {error.strerror}; it is tried again")
             os.close(fd)
             return
+        file.begun = file.position if copied is not None else 0
         self._files[file.key] = file  # known before others are looked for: it may just have been renamed
         if before is not None:
             self._chain([before, *self._unseen(tail, path), file])
@@ -427,12 +440,10 @@ class Tails:
         It is one when the other has been truncated. Until that is seen it may also be a file of its own: it is then left
         alone until it has not grown for COPY_SECONDS.
         """
-        directory, _, name = path.rpartition("/")
         status = os.fstat(fd)
         key = key_of(fd)
-        for base in rotation_bases(name):
-            original = self._at.get(f"{directory}/{base}")
-            if original is None or not original.head.is_like(fd):
+        for original in self._originals_of(path):
+            if not original.head.is_like(fd):
                 continue
             self._growth.verify(original)
             suspect = self._suspects.setdefault(key, Suspect(-1, 0.0, 0))
@@ -442,6 +453,12 @@ class Tails:
             if original.rewritten or self._loop.time() - suspect.since < COPY_SECONDS:
                 return original
         return None
+
+    def _originals_of(self, path: str) -> list[TailedFile]:
+        """What is followed where the file at `path`, by its name, was rotated from."""
+        directory, _, name = path.rpartition("/")
+        followed = (self._at.get(f"{directory}/{base}") for base in rotation_bases(name))
+        return [file for file in followed if file is not None]
 
     def _start_again(self, old: TailedFile) -> None:
         """A file was truncated or written anew: another generation, at the same inode."""
@@ -458,6 +475,15 @@ class Tails:
                 os.close(fd)
             return
         self._end(old)
+        if not paths or any(self._originals_of(path) for path in paths):
+            # A copy, written over by the next one: what is new in it is found as it was in the first.
+            for path in paths:
+                del self._at[path]
+            file.close()
+            self._names.discard(file.name)
+            old.release([*self._unseen(tail, old.origin), *copies])
+            self._walk_due.set()
+            return
         self._files[file.key] = file
         copies = [*self._unseen(tail, old.origin), *copies]
         old.release(copies)
@@ -477,7 +503,9 @@ class Tails:
         files: list[TailedFile] = []
         for _ in range(MOST_LISTINGS):
             entries = self._unknown(tail, path)
-            generations = [file for file in {*self._files.values(), *self._ended} if entries and file.origin == path]
+            if not entries:
+                break
+            generations = [file for file in {*self._files.values(), *self._ended} if file.origin == path]
             stood = [self._take_unseen(tail, path, entry, generations) for entry in entries]
             files += [file for file in stood if isinstance(file, TailedFile)]
             if MOVED not in stood:
@@ -510,6 +538,11 @@ class Tails:
                 os.close(fd)
                 return MOVED
             begin, copied = self._behind_known(fd, generations)
+            status = os.fstat(fd)
+            if begin == 0 and status.st_size < identities.SURE_BYTES and self._clock() - status.st_mtime < COPY_SECONDS:
+                # Too little to tell whether it is going to be a copy: look again.
+                self._unsettled.add(path.rpartition("/")[0])
+                begin = None
             if begin is None:
                 os.close(fd)
                 return None
@@ -520,6 +553,7 @@ class Tails:
             return None
         if copied is not None:
             copied.successors.append(file)
+            file.begun = begin
         if self._tail_of(entry.path) is not None:
             self._stands(file, entry.path)
         self._begin(file)
@@ -562,7 +596,7 @@ class Tails:
             tail = self._tail_of(path)
             if tail is not None:
                 of_path.sort(key=lambda pair: (pair[0].modified, pair[1].position))
-                self._floors[path] = of_path[0][0].modified
+                self._floors[path] = max(identity.since or of_path[0][0].modified for identity, _ in of_path)
                 resumed[path] = self._resume_path(tail, path, of_path, inodes)
             elif not os.path.lexists(path):
                 for _, row in of_path:
@@ -570,6 +604,9 @@ class Tails:
         # Only now is it known which of the files beside them are known.
         for path, files in resumed.items():
             self._line_up(path, files)
+        for inode, unclaimed in list(self._unclaimed.items()):
+            if self._resume_in_copy(unclaimed):
+                del self._unclaimed[inode]
 
     def _resume_path(
         self, tail: config.Tail, path: str, rows: list[tuple[Identity, Saved]], inodes: set[int]
@@ -600,9 +637,22 @@ class Tails:
                 self._report(there, f"{there} cannot be read: {error.strerror}")
                 os.close(fd)
                 continue
+            file.begun = identity.begun if not is_copy else row.position
             self._begin(file)
             files.append(file)
         return files
+
+    def _resume_in_copy(self, unclaimed: Unclaimed) -> bool:
+        """Whether the file is found whose copy began where it ended: read there what Kafka had not got of it."""
+        identity, row = unclaimed.identity, unclaimed.row
+        for file in list(self._files.values()):
+            try:
+                if row.position < file.begun and identities.holds(file.fd, identity, row.position):
+                    self._read_part(file, os.dup(file.fd), row.position, file.begun, row.name)
+                    return True
+            except OSError as error:
+                log.error("%s cannot be read: %s", file.path, error.strerror)
+        return False
 
     def _line_up(self, path: str, files: list[TailedFile]) -> None:
         """What is at the path comes after all that stood there; of that some may never have been seen."""
@@ -643,7 +693,9 @@ class Tails:
 
     # One file
 
-    def _new(self, tail: config.Tail, origin: str, path: str, fd: int, position: int, name: str = "") -> TailedFile:
+    def _new(
+        self, tail: config.Tail, origin: str, path: str, fd: int, position: int, name: str = "", until: int = sys.maxsize
+    ) -> TailedFile:
         """A source, not yet begun; `name` is that of its saved position, if it has one."""
         if not name:
             first = f"{TAIL_PREFIX}{shown(origin)}:{os.fstat(fd).st_ino}"
@@ -658,11 +710,8 @@ class Tails:
             settings=tail,
             route=self._routes[id(tail)],
             lines=Lines(tail, origin, self._host),
-            counts=self.counts,
-            clock=self._clock,
-            wake=self._wake,
-            held=self._growth.hold,
-            descriptors=self._descriptors,
+            shared=self._shared,
+            until=until,
         )
 
     def _begin(self, file: TailedFile) -> None:
@@ -699,6 +748,7 @@ class Tails:
             await asyncio.sleep(LET_GO_SECONDS)
             now = self._loop.time()
             for file, since in list(self._gone.items()):
+                self._growth.see(file)  # nobody tells of its deletion
                 if file.finished and not file.rewritten:
                     self._retire(file)
                 elif file.astray:
@@ -712,16 +762,47 @@ class Tails:
                     file.look()
             while len(self._retired) > RETIRED_KEPT:
                 self._retired.popitem(last=False)
-            for file in [file for file in self._ended if file.settled]:
-                self._ended.remove(file)
-                self._names.discard(file.name)
-                self._removed(file)
-                file.close()
+            self.settle()
+
+    def settle(self) -> None:
+        """Leave the files that are over."""
+        for file in [file for file in self._ended if file.settled]:
+            self._ended.remove(file)
+            self._names.discard(file.name)
+            self._removed(file)
+            file.close()
 
     def _retire(self, file: TailedFile) -> None:
         """End a file that was read to its end, and remember how far that was."""
-        self._retired[file.key] = file.identity(file.position), file.position
+        if file.position >= identities.SURE_BYTES:
+            self._retired[file.key] = file.identity(file.position), file.position
+        self._floors[file.origin] = max(self._floors.get(file.origin, 0), file.modified + 1)
+        standing = self._at.get(file.origin)
+        if standing is not None and not standing.finished:
+            self._renew(standing)
         self._end(file)
+
+    def _recover(self, file: TailedFile, position: int) -> bool:
+        """Kafka wants again what is behind `position` of a file that was written anew: read it in a copy, if there is one."""
+        path = file.origin
+        for entry in Beside(path.rpartition("/")[0]).rotated_from.get(path.rpartition("/")[2], ()):
+            fd = self._descriptor(entry.path)
+            if fd is None:
+                continue
+            try:
+                if identities.holds(fd, file.identity(file.position), file.position):
+                    self._read_part(file, fd, position, file.position)
+                    return True
+            except OSError as error:
+                log.error("%s cannot be read: %s", entry.path, error.strerror)
+            os.close(fd)
+        return False
+
+    def _read_part(self, like: TailedFile, fd: int, position: int, until: int, name: str = "") -> None:
+        """Read a part of the open file, a copy, that belongs to what was at the path of `like`."""
+        part = self._new(like.settings, like.origin, like.path, fd, position, name, until)
+        self._ended.append(part)
+        self._added(part)
 
     def _end(self, file: TailedFile) -> None:
         """The file is finished; what of it is on its way to Kafka is waited for."""

@@ -12,6 +12,7 @@ _MAGIC = re.compile(r"[*?\[]")
 _NUMBERED = re.compile(r"(?P<base>.+?)[.\-_]\d[\d.\-_:T]*")
 _DATED = re.compile(r"(?P<stem>.+?)(?P<date>[.\-_]\d[\d\-_:T]*)(?P<extension>\.[^.\d][^.]*)")
 _DATE_DIGITS = 6
+_MOST_LINKS = 40
 
 
 class Found:
@@ -49,6 +50,8 @@ def _descend(directory: str, parts: tuple[str, ...], found: Found) -> None:
                 _descend(entry.path, parts, found)
             elif not rest:
                 found.files[entry.path] = None
+                if entry.is_symlink():
+                    _watch_targets(entry.path, found)
     elif not _MAGIC.search(part):
         path = directory.rstrip("/") + "/" + part
         try:
@@ -60,14 +63,27 @@ def _descend(directory: str, parts: tuple[str, ...], found: Found) -> None:
         found.directories.add(directory)
         if not rest and os.path.lexists(path):
             found.files[path] = None
+            _watch_targets(path, found)
     else:
         for entry in _entries(directory, found):
             if not _name_matches(entry.name, part):
                 continue
             if not rest:
                 found.files[entry.path] = None
+                if entry.is_symlink():
+                    _watch_targets(entry.path, found)
             elif _is_directory(entry, follow_symlinks=True):
                 _descend(entry.path, rest, found)
+
+
+def _watch_targets(path: str, found: Found) -> None:
+    """What a link leads to may be renamed too."""
+    for _ in range(_MOST_LINKS):
+        try:
+            path = os.path.join(os.path.dirname(path), os.readlink(path))
+        except OSError:
+            return  # no link, or not any more
+        found.directories.add(os.path.dirname(path))
 
 
 def _entries(directory: str, found: Found) -> list[os.DirEntry[str]]:

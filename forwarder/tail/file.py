@@ -15,8 +15,11 @@ import contextlib
 import errno
 import logging
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+
+import msgspec
 
 from forwarder import config
 from forwarder.route import Route
@@ -45,19 +48,31 @@ class Counts:
         """Bytes that were there and could not be read, or not again when Kafka needed them again."""
 
 
+class Shared(msgspec.Struct, frozen=True, kw_only=True):
+    """What all files have in common."""
+
+    counts: Counts
+    descriptors: Descriptors
+    clock: Callable[[], float]
+    """Seconds since 1970."""
+    wake: Wake
+    held: Callable[[TailedFile], None]
+    """Told that the last lines may go on."""
+    recover: Callable[[TailedFile, int], bool]
+    """Whether what Kafka has not taken, of a file that was written anew, will be read elsewhere from a position on."""
+    floors: dict[str, int]
+    """For each path, the modification time from which on files beside it may be unknown, in nanoseconds."""
+
+
 class TailedFile:
     """A Source. `path` is where the file is now, `origin` where it was found, `settings` the table that matched it there."""
 
     __slots__ = (
-        "_clock",
         "_committed",
         "_counted",
-        "_counts",
-        "_descriptors",
         "_encoding",
         "_failing",
         "_fd",
-        "_held",
         "_kept",
         "_lines",
         "_lost",
@@ -67,9 +82,11 @@ class TailedFile:
         "_read_at",
         "_route",
         "_searched",
+        "_shared",
         "_text",
-        "_wake",
+        "_until",
         "app",
+        "begun",
         "deleted",
         "device",
         "finished",
@@ -99,13 +116,13 @@ class TailedFile:
         settings: config.Tail,
         route: Route,
         lines: Lines,
-        counts: Counts,
-        clock: Callable[[], float],
-        wake: Wake,
-        held: Callable[[TailedFile], None],
-        descriptors: Descriptors,
+        shared: Shared,
+        until: int = sys.maxsize,
     ) -> None:
-        """Takes over `fd`; nothing before `position` is read, but for what tells the file from others. Raises OSError."""
+        """Takes over `fd`; nothing before `position` is read, but for what tells the file from others, and nothing from `until`.
+
+        Raises OSError.
+        """
         self.name = name
         self.app = settings.app
         self.settings = settings
@@ -115,6 +132,8 @@ class TailedFile:
         self.device, self.inode, self.size = status.st_dev, status.st_ino, status.st_size
         self.modified = status.st_mtime_ns
         self.deleted = status.st_nlink == 0
+        self.begun = 0
+        """Of a copy: what is before this was read in the other."""
         self.predecessor: TailedFile | None = None
         self.successors: list[TailedFile] = []
         self.finished = False
@@ -123,13 +142,11 @@ class TailedFile:
         """It was truncated, or written anew; `finished` is set then too."""
         self.last = False
         """The file is gone or given up: what is left of a line is one."""
-        self._counts = counts
+        self._shared = shared
         self._route = route
         self._lines = lines
         self._encoding = encoding_of(fd, settings.encoding)
-        self._clock = clock
-        self._wake = wake
-        self._held = held
+        self._until = until
         self.holds = False
         """The last lines are a record that may go on; `end_record` says that it does not."""
         self._over = False
@@ -145,10 +162,9 @@ class TailedFile:
         self._marks = [(position, mark_before(fd, position))]
         self._failing = ""
         self._lost = False
-        self._read_at = clock()
-        self._descriptors = descriptors
+        self._read_at = shared.clock()
         self._fd = fd
-        descriptors.add(self)
+        shared.descriptors.add(self)
 
     # Its descriptor
 
@@ -162,7 +178,7 @@ class TailedFile:
                 raise FileNotFoundError(errno.ENOENT, "it has been moved", self.path)
             self._fd = fd
             self._read_at = -PAUSE  # it may have been written anew
-            self._descriptors.add(self)
+            self._shared.descriptors.add(self)
         return self._fd
 
     def let_go(self) -> bool:
@@ -186,7 +202,7 @@ class TailedFile:
         return self._fd < 0 and not leads_to(self.path, self.key)
 
     def close(self) -> None:
-        self._descriptors.remove(self)
+        self._shared.descriptors.remove(self)
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -220,7 +236,7 @@ class TailedFile:
 
     def _read(self, max_bytes: int) -> Chunk | None:
         # Hot path: one read and what Lines does.
-        now = self._clock()
+        now = self._shared.clock()
         if abs(now - self._read_at) > PAUSE and not self._unchanged():
             self.end_rewritten()
             return None
@@ -230,13 +246,13 @@ class TailedFile:
         position, mark = self._position, self._marks[-1][1]
         kept = len(mark)
         # No more than there is: a read into fresh memory costs by what is asked for.
-        max_bytes = min(max_bytes, max(self.size - position, 0) + BEYOND_BYTES)
+        max_bytes = min(max_bytes, max(self.size - position, 0) + BEYOND_BYTES, self._until - position)
         data = os.pread(self.fd, max_bytes + kept, position - kept)
         if data[:kept] != mark:
             self.end_rewritten()
             return None
         more = len(data) - kept == max_bytes
-        if self.last and not more:
+        if (self.last and not more) or position + len(data) - kept == self._until:
             return self._remainder(data[kept:])
         end = self._encoding.last_end(data, kept)
         if end > kept:
@@ -264,7 +280,7 @@ class TailedFile:
         if len(starts) == 1:
             self._searched = self._position + len(data)
             self.holds, self._kept = True, body
-            self._held(self)
+            self._shared.held(self)
             return None
         body = body[: starts[-1]]
         return self._joined(body, starts, self._position + len(body), self._mark_behind(body))
@@ -275,14 +291,14 @@ class TailedFile:
         return self._joined(body, [0, len(body)], self._position + len(body), self._mark_behind(body))
 
     def _joined(self, body: bytes, borders: list[int], end: int, mark: bytes) -> Chunk:
-        now = self._clock()
+        now = self._shared.clock()
         return self._advance(self._lines.joined(body, borders, self._encoding, now), body, end, mark, now)
 
     def _mark_behind(self, data: bytes) -> bytes:
         return (self._marks[-1][1] + data)[-MARK_BYTES:]
 
     def _chunk(self, body: bytes, end: int, mark: bytes) -> Chunk:
-        now = self._clock()
+        now = self._shared.clock()
         return self._advance(self._lines.records(body, self._encoding, now), body, end, mark, now)
 
     def _advance(self, records: list[bytes], body: bytes, end: int, mark: bytes, now: float) -> Chunk:
@@ -290,8 +306,8 @@ class TailedFile:
         self.head.grow(start, body)
         if start >= self._counted:
             self._counted = end
-            self._counts.cut[self.app] += self._lines.cut_records
-            self._counts.undecodable[self.app] += self._lines.undecodable
+            self._shared.counts.cut[self.app] += self._lines.cut_records
+            self._shared.counts.undecodable[self.app] += self._lines.undecodable
         self._lines.cut_records = self._lines.undecodable = 0
         self.holds = self._over = False
         self._kept = b""
@@ -330,7 +346,7 @@ class TailedFile:
 
     def _line_up_to(self, end: int) -> Chunk:
         """The long line from the position to `end`, whole or cut."""
-        beginning, now = self._text, self._clock()
+        beginning, now = self._text, self._shared.clock()
         limit, width, newline = self._lines.max_record, self._encoding.width, self._encoding.newline
         mark = mark_before(self.fd, end)
         # Of a file that is gone the line may lack its end.
@@ -354,11 +370,15 @@ class TailedFile:
         return self._joined(body, [*self._lines.groups(body, self._encoding), len(body)], end, mark)
 
     def seek(self, position: int) -> None:
+        recovered = self.rewritten and self._shared.recover(self, position)
         marks = self._marks
         while marks[-1][0] > position:
             marks.pop()
+        if recovered:
+            self._position = position
+            return
         if self.rewritten or self._lost:
-            self._counts.abandoned[self.app] += self._position - position
+            self._shared.counts.abandoned[self.app] += self._position - position
             log.error("%s: %d bytes that Kafka did not take are gone from the file", self.path, self._position - position)
             self._position = position
             return
@@ -400,6 +420,8 @@ class TailedFile:
             mark_size=len(mark),
             mark=digest(mark),
             modified=self.modified,
+            since=self._shared.floors.get(self.origin, 0),
+            begun=self.begun,
         )
 
     def look(self) -> bool:
@@ -423,13 +445,13 @@ class TailedFile:
         if self.size < self._position or (shrunk and not self._position) or (suspect and not self._unchanged()):
             self.end_rewritten()
         elif self.size > self._searched or self.last:
-            self._wake(self)
+            self._shared.wake(self)
         return grown
 
     def end_record(self) -> None:
         """Nothing has been written for a while: the last lines are a record, as they are."""
         self._over = True
-        self._wake(self)
+        self._shared.wake(self)
 
     def release(self, copies: list[TailedFile]) -> None:
         """What was held of a file that has been written anew is the last record of it, unless one of `copies` goes on with it."""
@@ -439,7 +461,7 @@ class TailedFile:
             if any(os.pread(copy.fd, len(self._kept), self._position) == self._kept for copy in copies):
                 return
         self.finished = False
-        self._wake(self)
+        self._shared.wake(self)
 
     @property
     def record_is_whole(self) -> bool:
@@ -518,7 +540,7 @@ class TailedFile:
         self.finished = self._lost = True
         unread = self.size - self._position
         if unread > 0:
-            self._counts.abandoned[self.app] += unread
+            self._shared.counts.abandoned[self.app] += unread
             log.error("%s was removed while it was not open, and %d bytes of it were not read: they are lost", self.path, unread)
         self._wake_successors()
 
@@ -529,4 +551,4 @@ class TailedFile:
 
     def _wake_successors(self) -> None:
         for successor in self.successors:
-            self._wake(successor)
+            self._shared.wake(successor)

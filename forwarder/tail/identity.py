@@ -22,7 +22,8 @@ class Identity(msgspec.Struct, frozen=True):
     """What is kept beside a position. `path` is where the file was when it was found, before any rotation.
 
     `modified`, in nanoseconds, is the file's modification time when it was last looked at; sizes are in bytes, `head` and
-    `mark` are hexadecimal digests.
+    `mark` are hexadecimal digests. Files beside it that were modified before `since`, in nanoseconds, are known.
+    What is before `begun` was read in the file that this one is a copy of.
     """
 
     path: str
@@ -33,6 +34,8 @@ class Identity(msgspec.Struct, frozen=True):
     mark_size: int
     mark: str
     modified: int
+    since: int = 0
+    begun: int = 0
 
 
 def digest(content: bytes) -> str:
