@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import fcntl
 import gc
 import logging
@@ -34,6 +35,7 @@ log = logging.getLogger("forwarder.agent")
 TICK = 1.0
 SAVE_SECONDS = 0.25
 """How often positions go to disk if they have moved: what is sent again after a kill is what was sent since."""
+BUSY_TICKS = 5
 STOPPED_AT_ONCE = 130
 
 
@@ -168,6 +170,7 @@ class Agent:
 
     async def _tick(self) -> None:
         """Once a second: housekeeping, and a sign of life."""
+        busy = BUSY_TICKS
         while True:
             await asyncio.sleep(TICK)
             self.shipper.tick()
@@ -175,7 +178,17 @@ class Agent:
                 self.spools.forget_unsynced()
             if self.listener.held_up:
                 self.listener.retry()
+            busy = self._give_back(busy)
             self._notifier.send(WATCHDOG=1)
+
+    def _give_back(self, busy: int) -> int:
+        """Once after a busy time, the start too, have the C library return memory; gives back how many ticks are left until then."""
+        if self.shipper.in_flight:
+            return BUSY_TICKS
+        if busy == 1:
+            with contextlib.suppress(AttributeError):  # only glibc has it
+                ctypes.CDLL(None).malloc_trim(0)
+        return max(busy - 1, 0)
 
     async def _save_positions(self) -> None:
         while True:

@@ -78,6 +78,7 @@ class Positions:
             # Losing the last transactions in a power cut costs duplicates only, so SQLite need not sync at each.
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("PRAGMA cache_size=-256")  # KiB; the default is eight times that, and pages are hardly read again
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version > _VERSION:
                 raise UnknownVersion(

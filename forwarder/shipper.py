@@ -40,7 +40,7 @@ PACE = 0.002
 """Seconds between turns at least, unless there is a backlog: of a trickle each turn is a wake-up of some 50 microseconds."""
 REPORT_PACE = 0.005
 LONGEST_POLL = 0.25
-SMALLEST_WINDOW = 4 * 1024 * 1024
+SMALLEST_WINDOW = 1024 * 1024
 RECORD_OVERHEAD = 256
 """What a record costs in librdkafka and its binding beside its bytes."""
 STICKY_BYTES = 256 * 1024
@@ -50,8 +50,9 @@ CAREFUL_SECONDS = 60.0
 """How long an app is sent carefully after a record of it was refused: the next one then disturbs nobody else."""
 SUSPECT_SECONDS = 5.0
 HOLD = 0.02
-HELD_BYTES = 4 * 1024 * 1024
-"""So much of what was read may wait in memory for topics that are not known yet."""
+HELD_BYTES, HELD_OVERHEAD = 4 * 1024 * 1024, 2048
+"""So much of what was read may wait in memory for topics that are not known yet, and what each chunk of it counts beside."""
+SAVED_AT_ONCE = 500
 
 Keyed = tuple[bytes | None, bytes]
 
@@ -78,8 +79,8 @@ class Shipper:
         self.failed: asyncio.Future[None] = self._loop.create_future()
         """Gets the exception that ended shipping, if one does."""
         self._lanes: dict[str, Lane] = {}
-        self._moved: set[Lane] = set()
-        """Those whose position on disk is not that which they have."""
+        self._moved: dict[Lane, None] = {}
+        """Those whose position on disk is not that which they have; a set of thousands takes three times as much."""
         self._lively: set[Lane] = set()
         """Those that were read from, lately."""
         self._held_bytes = 0
@@ -108,7 +109,7 @@ class Shipper:
         """Take up `source`, from where it stands."""
         self._gone.discard(source.name)
         lane = self._lanes[source.name] = Lane(source)
-        self._moved.add(lane)
+        self._moved[lane] = None
         self.wake(source)
 
     def remove(self, source: Source) -> None:
@@ -116,7 +117,7 @@ class Shipper:
         lane = self._lanes.pop(source.name, None)
         if lane is not None:
             self._take_held(lane)
-            self._moved.discard(lane)
+            self._moved.pop(lane, None)
             self._lively.discard(lane)
             if lane.waiting is not None:
                 lane.waiting.cancel()
@@ -130,7 +131,7 @@ class Shipper:
         """Save its position again: what is kept beside it has changed."""
         lane = self._lanes.get(source.name)
         if lane is not None:
-            self._moved.add(lane)
+            self._moved[lane] = None
 
     def wake(self, source: Source) -> None:
         """The source may have something to read."""
@@ -353,7 +354,7 @@ class Shipper:
         done = next((number for number, flight in enumerate(flights) if not flight.done), len(flights))
         if done:
             lane.position = flights[done - 1].end
-            self._moved.add(lane)
+            self._moved[lane] = None
             del flights[:done]
         if lane.retrying and not flights:
             lane.retrying = False
@@ -520,12 +521,12 @@ class Shipper:
 
     def _hold(self, lane: Lane, chunk: Chunk) -> None:
         lane.held = chunk
-        self._held_bytes += chunk.size
+        self._held_bytes += chunk.size + HELD_OVERHEAD
 
     def _take_held(self, lane: Lane) -> Chunk | None:
         chunk, lane.held = lane.held, None
         if chunk is not None:
-            self._held_bytes -= chunk.size
+            self._held_bytes -= chunk.size + HELD_OVERHEAD
         return chunk
 
     def _seek(self, lane: Lane, position: int) -> None:
@@ -569,21 +570,28 @@ class Shipper:
         to read from the position written last, a source goes on at the first that is left.
         """
         async with self._saving:
-            moved, self._moved = list(self._moved), set()
+            moved, self._moved = list(self._moved), {}
             gone, self._gone = self._gone, set()
-            if not moved and not gone:
-                return
-            places = [(lane, lane.position) for lane in moved]
-            rows = [Saved(lane.source.name, position, lane.source.detail(position)) for lane, position in places]
             try:
-                await self._loop.run_in_executor(None, self._positions.save, rows, gone)
-            except BaseException:  # the save may also have been cancelled
+                while moved or gone:
+                    some = moved[:SAVED_AT_ONCE]
+                    # The rows of those that are gone go last: others may have to know of them.
+                    await self._save_some(some, gone if len(some) == len(moved) else set())
+                    moved = moved[SAVED_AT_ONCE:]
+                    gone = gone if moved else set()
+            except BaseException:  # it may also have been cancelled
                 self._gone |= gone
-                self._moved.update(lane for lane in moved if self._lanes.get(lane.source.name) is lane)
+                self._moved.update((lane, None) for lane in moved if self._lanes.get(lane.source.name) is lane)
                 raise
-            finally:
-                for lane, position in places:
-                    lane.source.commit(position)
+
+    async def _save_some(self, lanes: list[Lane], gone: set[str]) -> None:
+        places = [(lane, lane.position) for lane in lanes]
+        rows = [Saved(lane.source.name, position, lane.source.detail(position)) for lane, position in places]
+        try:
+            await self._loop.run_in_executor(None, self._positions.save, rows, gone)
+        finally:
+            for lane, position in places:
+                lane.source.commit(position)
 
     def tick(self) -> None:
         """Once a second: serve what librdkafka has to say when nothing is in flight; let an unused window shrink."""

@@ -54,6 +54,7 @@ CLOCK_GRAIN = 50_000_000
 COPY_SECONDS = 2.0
 """How long a file that looks like a copy of another must not have grown to be taken for one of its own."""
 RETIRED_KEPT = 10_000
+LINES_KEPT = 1000
 MOST_LISTINGS = 5
 """While files rotate, directories are listed again until names stand still, so many times."""
 
@@ -141,7 +142,7 @@ class Tails:
         """Directories with files in them of which it cannot be told yet what they are."""
         self._listed = functools.cache(Beside)
         """Directories as they are in this walk: each is listed once, however many of its files have rotated."""
-        self._names = {row.name for row in self._saved}
+        self._names = dict.fromkeys(row.name for row in self._saved)
         self._reported: set[str] = set()
         self._troubled = False
         """Something could not be looked at in this walk."""
@@ -156,6 +157,7 @@ class Tails:
             except OSError as error:
                 log.warning("inotify cannot be had (%s), files are polled; raise fs.inotify.max_user_instances", error.strerror)
         self._growth = Growth(self._inotify, self._walk_due.set)
+        self._lines: dict[tuple[int, str], tuple[config.Tail, Lines]] = {}
         self._shared = Shared(
             counts=self.counts,
             descriptors=Descriptors(),
@@ -163,6 +165,7 @@ class Tails:
             wake=wake,
             held=self._growth.hold,
             recover=self._recover,
+            lines=self._lines_of,
             floors=self._floors,
         )
 
@@ -269,7 +272,6 @@ class Tails:
         """Bring what is known in line with what a walk has found; begin the `rewritten` files again."""
         self._walks += 1
         self._troubled = False
-        self._listed.cache_clear()
         changed = self._changed_directories()
         directories: set[str] = set()
         seen: set[str] = set()
@@ -289,6 +291,7 @@ class Tails:
         self._note_gone(seen)
         self._suspects = {key: suspect for key, suspect in self._suspects.items() if suspect.walk == self._walks}
         self._watch(directories)
+        self._listed.cache_clear()
 
     def _changed_directories(self) -> set[str]:
         """Directories of the paths in which names have come or gone since the last call."""
@@ -463,7 +466,7 @@ class Tails:
     def _start_again(self, old: TailedFile) -> None:
         """A file was truncated or written anew: another generation, at the same inode."""
         paths = [path for path, file in self._at.items() if file is old]
-        copies = old.successors.copy()
+        copies = old.successors
         tail = old.settings
         fd = -1
         try:
@@ -480,12 +483,12 @@ class Tails:
             for path in paths:
                 del self._at[path]
             file.close()
-            self._names.discard(file.name)
-            old.release([*self._unseen(tail, old.origin), *copies])
+            self._names.pop(file.name, None)
+            old.release((*self._unseen(tail, old.origin), *copies))
             self._walk_due.set()
             return
         self._files[file.key] = file
-        copies = [*self._unseen(tail, old.origin), *copies]
+        copies = (*self._unseen(tail, old.origin), *copies)
         old.release(copies)
         self._chain([old, *copies, file])
         for path in paths:
@@ -552,7 +555,7 @@ class Tails:
             os.close(fd)
             return None
         if copied is not None:
-            copied.successors.append(file)
+            copied.successors += (file,)
             file.begun = begin
         if self._tail_of(entry.path) is not None:
             self._stands(file, entry.path)
@@ -700,7 +703,7 @@ class Tails:
         if not name:
             first = f"{TAIL_PREFIX}{shown(origin)}:{os.fstat(fd).st_ino}"
             name = next(name for name in chain([first], (f"{first}.{number}" for number in count(1))) if name not in self._names)
-            self._names.add(name)
+            self._names[name] = None
         return TailedFile(
             name,
             path,
@@ -709,10 +712,21 @@ class Tails:
             origin=origin,
             settings=tail,
             route=self._routes[id(tail)],
-            lines=Lines(tail, origin, self._host),
             shared=self._shared,
             until=until,
         )
+
+    def _lines_of(self, tail: config.Tail, path: str) -> Lines:
+        """Of the files that are read these days; thousands of quiet ones need none."""
+        key = id(tail), path
+        known = self._lines.get(key)
+        if known is not None and known[0] is tail:
+            return known[1]
+        if len(self._lines) >= LINES_KEPT:
+            self._lines.clear()
+        lines = Lines(tail, path, self._host)
+        self._lines[key] = tail, lines
+        return lines
 
     def _begin(self, file: TailedFile) -> None:
         self._files[file.key] = file
@@ -768,7 +782,7 @@ class Tails:
         """Leave the files that are over."""
         for file in [file for file in self._ended if file.settled]:
             self._ended.remove(file)
-            self._names.discard(file.name)
+            self._names.pop(file.name, None)
             self._removed(file)
             file.close()
 

@@ -8,7 +8,6 @@ its descriptor, which is all that is left of it.
 from __future__ import annotations
 
 import resource
-from collections import OrderedDict
 from typing import Protocol
 
 FEWEST = 16
@@ -28,7 +27,8 @@ class Descriptors:
     def __init__(self, limit: int | None = None) -> None:
         """By default three quarters of the descriptors that the process may have: sockets, segments and Kafka want some too."""
         self.limit = limit or max(min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], MOST) * 3 // 4 - 2 * FEWEST, FEWEST)
-        self._holders: OrderedDict[Holder, None] = OrderedDict()
+        self._holders: dict[Holder, None] = {}
+        """In the order in which they opened their files."""
 
     def add(self, holder: Holder) -> None:
         """It has opened its file; others may have to let go of theirs."""
@@ -37,10 +37,9 @@ class Descriptors:
             if len(self._holders) <= self.limit:
                 return
             oldest = next(iter(self._holders))
-            if oldest.let_go():
-                self._holders.pop(oldest, None)
-            else:
-                self._holders.move_to_end(oldest)
+            del self._holders[oldest]
+            if not oldest.let_go():
+                self._holders[oldest] = None
 
     def remove(self, holder: Holder) -> None:
         """It has closed its file for good."""

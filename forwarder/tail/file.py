@@ -60,6 +60,8 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
     """Told that the last lines may go on."""
     recover: Callable[[TailedFile, int], bool]
     """Whether what Kafka has not taken, of a file that was written anew, will be read elsewhere from a position on."""
+    lines: Callable[[config.Tail, str], Lines]
+    """What makes records of the lines of a table's files, for the path a file was found at."""
     floors: dict[str, int]
     """For each path, the modification time from which on files beside it may be unknown, in nanoseconds."""
 
@@ -74,7 +76,6 @@ class TailedFile:
         "_failing",
         "_fd",
         "_kept",
-        "_lines",
         "_lost",
         "_marks",
         "_over",
@@ -99,6 +100,7 @@ class TailedFile:
         "origin",
         "path",
         "predecessor",
+        "record_is_whole",
         "rewritten",
         "settings",
         "size",
@@ -115,7 +117,6 @@ class TailedFile:
         origin: str,
         settings: config.Tail,
         route: Route,
-        lines: Lines,
         shared: Shared,
         until: int = sys.maxsize,
     ) -> None:
@@ -135,7 +136,7 @@ class TailedFile:
         self.begun = 0
         """Of a copy: what is before this was read in the other."""
         self.predecessor: TailedFile | None = None
-        self.successors: list[TailedFile] = []
+        self.successors: tuple[TailedFile, ...] = ()
         self.finished = False
         """Nothing more will be read from it."""
         self.rewritten = False
@@ -144,11 +145,12 @@ class TailedFile:
         """The file is gone or given up: what is left of a line is one."""
         self._shared = shared
         self._route = route
-        self._lines = lines
         self._encoding = encoding_of(fd, settings.encoding)
         self._until = until
         self.holds = False
         """The last lines are a record that may go on; `end_record` says that it does not."""
+        self.record_is_whole = True
+        """Whether the record that is held might be over, as far as its form tells."""
         self._over = False
         self._kept = b""
         """The lines that are held, should the file be truncated meanwhile."""
@@ -165,6 +167,10 @@ class TailedFile:
         self._read_at = shared.clock()
         self._fd = fd
         shared.descriptors.add(self)
+
+    @property
+    def _lines(self) -> Lines:
+        return self._shared.lines(self.settings, self.origin)
 
     # Its descriptor
 
@@ -266,13 +272,14 @@ class TailedFile:
 
     def _records(self, data: bytes, more: bool) -> Chunk | None:
         """Records of several lines; the last of `data` is held until it is over. `more`: there is something behind `data`."""
-        body = data[: self._encoding.last_end(data, 0)]
-        starts = self._lines.groups(body, self._encoding)
+        lines, encoding = self._lines, self._encoding
+        body = data[: encoding.last_end(data, 0)]
+        starts = lines.groups(body, encoding)
         if more and len(starts) == 1:
-            size = self._lines.max_record + SCAN_BYTES
+            size = lines.max_record + SCAN_BYTES
             data = os.pread(self.fd, size, self._position)
-            body = data[: self._encoding.last_end(data, 0)]
-            starts = self._lines.groups(body, self._encoding)
+            body = data[: encoding.last_end(data, 0)]
+            starts = lines.groups(body, encoding)
             more = len(data) == size
         # With more behind it, the one record is as long as one may be, or a line follows that is longer.
         if len(starts) == 1 if more else self._over:
@@ -280,6 +287,7 @@ class TailedFile:
         if len(starts) == 1:
             self._searched = self._position + len(data)
             self.holds, self._kept = True, body
+            self.record_is_whole = lines.whole
             self._shared.held(self)
             return None
         body = body[: starts[-1]]
@@ -302,13 +310,13 @@ class TailedFile:
         return self._advance(self._lines.records(body, self._encoding, now), body, end, mark, now)
 
     def _advance(self, records: list[bytes], body: bytes, end: int, mark: bytes, now: float) -> Chunk:
-        start = self._position
-        self.head.grow(start, body)
+        start, lines = self._position, self._lines
+        self.head.grow(self.fd, start, body)
         if start >= self._counted:
             self._counted = end
-            self._shared.counts.cut[self.app] += self._lines.cut_records
-            self._shared.counts.undecodable[self.app] += self._lines.undecodable
-        self._lines.cut_records = self._lines.undecodable = 0
+            self._shared.counts.cut[self.app] += lines.cut_records
+            self._shared.counts.undecodable[self.app] += lines.undecodable
+        lines.cut_records = lines.undecodable = 0
         self.holds = self._over = False
         self._kept = b""
         self._marks.append((end, mark))
@@ -391,8 +399,7 @@ class TailedFile:
 
     def _forget_marks(self, position: int) -> None:
         """Nobody goes back behind `position`."""
-        if position >= HEAD_BYTES:
-            self.head.condense()
+        self.head.condense(position)
         passed = 0
         while passed + 1 < len(self._marks) and self._marks[passed + 1][0] <= position:
             passed += 1
@@ -453,7 +460,7 @@ class TailedFile:
         self._over = True
         self._shared.wake(self)
 
-    def release(self, copies: list[TailedFile]) -> None:
+    def release(self, copies: tuple[TailedFile, ...]) -> None:
         """What was held of a file that has been written anew is the last record of it, unless one of `copies` goes on with it."""
         if not self.holds:
             return
@@ -462,11 +469,6 @@ class TailedFile:
                 return
         self.finished = False
         self._shared.wake(self)
-
-    @property
-    def record_is_whole(self) -> bool:
-        """Whether the record that is held might be over, as far as its form tells."""
-        return self._lines.grouping is None or self._lines.grouping.whole
 
     def verify(self) -> None:
         """End, if what was read last is not there any more."""
@@ -487,7 +489,7 @@ class TailedFile:
                 later, earliest = earliest, earliest.predecessor
             if not earliest.read_out() or (earliest.holds and not earliest.finished):
                 return True
-            earliest.successors.remove(later)
+            earliest.successors = tuple(other for other in earliest.successors if other is not later)
             later.predecessor = None
         return False
 
@@ -507,7 +509,7 @@ class TailedFile:
         """The records that are not known to be in Kafka, to the very end; for a file that nobody will read again."""
         self.seek(self._committed)
         self.predecessor, self.last = None, True
-        self._lines.grouping = None  # the spool has no place for a record of several lines
+        self.settings = msgspec.structs.replace(self.settings, multiline=None)  # the spool has no place for several lines
         while chunk := self.read(SCAN_BYTES):
             yield chunk.records
         self._committed = self._position
@@ -515,7 +517,7 @@ class TailedFile:
     def follow(self, predecessor: TailedFile) -> None:
         """Be read after `predecessor`."""
         self.predecessor = predecessor
-        predecessor.successors.append(self)
+        predecessor.successors += (self,)
 
     def read_out(self) -> bool:
         """Whether all there is of it has been read."""

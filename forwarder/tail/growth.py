@@ -31,8 +31,8 @@ class Growth:
     def __init__(self, inotify: Inotify[TailedFile | None] | None, rewritten: Callable[[], None]) -> None:
         self.hot: dict[TailedFile, float] = {}
         """Since when each has not grown, by the loop's clock."""
-        self._files: set[TailedFile] = set()
-        self._watches: dict[TailedFile, int] = {}
+        self._files: dict[TailedFile, int | None] = {}
+        """With their watches, those that have one; a set of thousands takes three times as much memory."""
         self._polled: set[TailedFile] = set()
         self._heard: dict[int, bool] = {}
         self._inotify = inotify
@@ -42,14 +42,13 @@ class Growth:
         self._warned = False
 
     def add(self, file: TailedFile) -> None:
-        self._files.add(file)
+        self._files[file] = None
         self._calm(file)
 
     def remove(self, file: TailedFile) -> None:
-        self._files.discard(file)
         self._polled.discard(file)
         self.hot.pop(file, None)
-        watch = self._watches.pop(file, None)
+        watch = self._files.pop(file, None)
         if watch is not None and self._inotify is not None:
             self._inotify.end(watch)
 
@@ -135,7 +134,7 @@ class Growth:
         try:
             heard = self._inotify is not None and hears_all(f"/proc/self/fd/{file.fd}", self._heard)
             if self._inotify is not None:
-                self._watches[file] = self._inotify.watch_once(f"/proc/self/fd/{file.fd}", file)
+                self._files[file] = self._inotify.watch_once(f"/proc/self/fd/{file.fd}", file)
         except OSError as error:
             heard = False
             if error.errno == errno.ENOSPC and not self._warned:
@@ -146,6 +145,6 @@ class Growth:
 
     def modified(self, file: TailedFile) -> None:
         """The kernel says so, once."""
-        self._watches.pop(file, None)
         if file in self._files:
+            self._files[file] = None
             self.see(file)

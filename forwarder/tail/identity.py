@@ -80,7 +80,7 @@ def holds(fd: int, identity: Identity, position: int) -> bool:
 class Head:
     """The first bytes of a file, as many as were read, HEAD_BYTES at most.
 
-    Of thousands of files a digest is enough: `condense` keeps that and the beginning of the beginning.
+    Of thousands of quiet files a digest is enough: `condense` keeps that and the beginning of the beginning.
     """
 
     __slots__ = ("_digest", "_start", "size")
@@ -90,15 +90,17 @@ class Head:
         self._start = content
         self._digest = ""
 
-    def grow(self, at: int, content: bytes) -> None:
-        """`content` was read from the offset `at`."""
+    def grow(self, fd: int, at: int, content: bytes) -> None:
+        """`content` was read from the open file at the offset `at`."""
         if at == self.size < HEAD_BYTES:
+            if self._digest:
+                self._start, self._digest = os.pread(fd, self.size, 0), ""
             self._start += content[: HEAD_BYTES - at]
             self.size = len(self._start)
 
-    def condense(self) -> None:
-        """Nobody goes back to where it was shorter."""
-        if self.size == HEAD_BYTES and not self._digest:
+    def condense(self, position: int) -> None:
+        """Nobody goes back to where it was shorter than before `position`."""
+        if not self._digest and MARK_BYTES < self.size <= position:
             self._digest = digest(self._start)
             self._start = self._start[:MARK_BYTES]
 

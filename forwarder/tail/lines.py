@@ -67,8 +67,6 @@ class Encoding:
 class Lines:
     """Turns runs of whole lines of one file into records."""
 
-    __slots__ = ("_ending", "_raw", "cut_records", "grouping", "max_record", "undecodable")
-
     def __init__(self, settings: config.Tail, path: str, host: str) -> None:
         self.cut_records = 0
         self.undecodable = 0
@@ -98,6 +96,11 @@ class Lines:
         except (msgspec.MsgspecError, RecursionError):
             return self._wrap_all(records, now)
         return records
+
+    @property
+    def whole(self) -> bool:
+        """Whether the last record of those grouped last might be over, as far as its form tells."""
+        return self.grouping is None or self.grouping.whole
 
     def groups(self, body: bytes, encoding: Encoding) -> list[int]:
         """Where the records of `body`, whole lines, begin, for `grouping`; the first does at 0. The last may go on behind it."""
