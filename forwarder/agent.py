@@ -182,7 +182,7 @@ class Agent:
             self._notifier.send(WATCHDOG=1)
 
     def _give_back(self, busy: int) -> int:
-        """Once after a busy time, the start too, have the C library return memory; gives back how many ticks are left until then."""
+        """Once after a busy time, the start too, let the C library return memory; gives the number of ticks until then."""
         if self.shipper.in_flight:
             return BUSY_TICKS
         if busy == 1:
