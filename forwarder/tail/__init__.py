@@ -126,6 +126,8 @@ class Tails:
         """What stands, or stood last, at every path that the globs match."""
         self._gone: dict[TailedFile, float] = {}
         """Files at no such path any more, and since when they have not grown."""
+        self._astray: dict[TailedFile, float] = {}
+        """Files that were let go of and cannot be found, and since when."""
         self._ended: list[TailedFile] = []
         """Finished, and not all of it in Kafka yet."""
         self._retired: OrderedDict[Key, tuple[Identity, int]] = OrderedDict()
@@ -761,13 +763,14 @@ class Tails:
         while True:
             await asyncio.sleep(LET_GO_SECONDS)
             now = self._loop.time()
+            self._astray = {file: since for file, since in self._astray.items() if file.astray and not file.finished}
             for file, since in list(self._gone.items()):
                 self._growth.see(file)  # nobody tells of its deletion
                 if file.finished and not file.rewritten:
                     self._retire(file)
                 elif file.astray:
                     self._walk_due.set()
-                    if now - since > DELETED_SECONDS:
+                    if now - self._astray.setdefault(file, now) > DELETED_SECONDS:
                         file.end_lost()
                 elif file in self._growth.hot or not file.read_out():
                     self._gone[file] = now

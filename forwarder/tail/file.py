@@ -188,7 +188,8 @@ class TailedFile:
         return self._fd
 
     def let_go(self) -> bool:
-        if self.deleted or not leads_to(self.path, self.key):
+        # Of what is finished nobody keeps the path up to date, and Kafka may want it again.
+        if self.deleted or self.finished or not leads_to(self.path, self.key):
             return False
         os.close(self._fd)
         self._fd = -1
