@@ -40,7 +40,7 @@ PACE = 0.002
 """Seconds between turns at least, unless there is a backlog: of a trickle each turn is a wake-up of some 50 microseconds."""
 REPORT_PACE = 0.005
 LONGEST_POLL = 0.25
-SMALLEST_WINDOW = 1024 * 1024
+SMALLEST_WINDOW = 2 * 1024 * 1024
 RECORD_OVERHEAD = 256
 """What a record costs in librdkafka and its binding beside its bytes."""
 STICKY_BYTES = 256 * 1024

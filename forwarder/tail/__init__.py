@@ -333,6 +333,8 @@ class Tails:
         if now is not None:
             if now is not before:
                 self._stands(now, path)
+            if not now.is_open:
+                self._growth.check(now)
         elif stat.S_ISREG(status.st_mode):
             if self._ignored(tail, status):
                 self._await_growth(path)

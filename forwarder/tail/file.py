@@ -187,6 +187,10 @@ class TailedFile:
             self._shared.descriptors.add(self)
         return self._fd
 
+    @property
+    def is_open(self) -> bool:
+        return self._fd >= 0
+
     def let_go(self) -> bool:
         # Of what is finished nobody keeps the path up to date, and Kafka may want it again.
         if self.deleted or self.finished or not leads_to(self.path, self.key):

@@ -99,6 +99,12 @@ class Growth:
             self.hot[file] = self._loop.time()
             self._heat.set()
 
+    def check(self, file: TailedFile) -> None:
+        """Look at a file that was let go of: another may stand there with its inode, of which the kernel tells nothing."""
+        self.see(file)
+        if file in self._files and self._files[file] is None and file not in self.hot and file not in self._polled:
+            self._calm(file)
+
     def hold(self, file: TailedFile) -> None:
         """The last lines of a file are a record that may go on."""
         if file in self._files:

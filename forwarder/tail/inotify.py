@@ -109,9 +109,8 @@ class Inotify(Generic[T]):
             at += _EVENT.size + length
             if mask & _Q_OVERFLOW:
                 self._overflowed()
-            elif mask & _IGNORED:
-                self._files.pop(watch, None)
-            elif mask & _MODIFY:
+            elif mask & (_MODIFY | _IGNORED):
+                # The latter follows on the former, or the file is no more.
                 if watch in self._files:
                     self._modified(self._files.pop(watch))
             else:
