@@ -316,7 +316,7 @@ class TailedFile:
 
     def _advance(self, records: list[bytes], body: bytes, end: int, mark: bytes, now: float) -> Chunk:
         start, lines = self._position, self._lines
-        self.head.grow(self.fd, start, body)
+        self.head.grow(self.fd, start, body[: end - start])  # a line end may have been added that is not in the file
         if start >= self._counted:
             self._counted = end
             self._shared.counts.cut[self.app] += lines.cut_records
