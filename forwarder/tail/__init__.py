@@ -652,7 +652,7 @@ class Tails:
     def _resume_in_copy(self, unclaimed: Unclaimed) -> bool:
         """Whether the file is found whose copy began where it ended: read there what Kafka had not got of it."""
         identity, row = unclaimed.identity, unclaimed.row
-        for file in list(self._files.values()):
+        for file in [file for file in self._files.values() if file.origin == identity.path]:
             try:
                 if row.position < file.begun and identities.holds(file.fd, identity, row.position):
                     self._read_part(file, os.dup(file.fd), row.position, file.begun, row.name)
