@@ -463,9 +463,7 @@ class Tails:
 
     def _originals_of(self, path: str) -> list[TailedFile]:
         """What is followed where the file at `path`, by its name, was rotated from."""
-        directory, _, name = path.rpartition("/")
-        followed = (self._at.get(f"{directory}/{base}") for base in rotation_bases(name))
-        return [file for file in followed if file is not None]
+        return [self._at[before] for before in _paths_before(path) if before in self._at]
 
     def _start_again(self, old: TailedFile) -> None:
         """A file was truncated or written anew: another generation, at the same inode."""
@@ -652,7 +650,9 @@ class Tails:
     def _resume_in_copy(self, unclaimed: Unclaimed) -> bool:
         """Whether the file is found whose copy began where it ended: read there what Kafka had not got of it."""
         identity, row = unclaimed.identity, unclaimed.row
-        for file in [file for file in self._files.values() if file.origin == identity.path]:
+        for file in list(self._files.values()):
+            if identity.path != file.origin and identity.path not in _paths_before(file.origin):
+                continue
             try:
                 if row.position < file.begun and identities.holds(file.fd, identity, row.position):
                     self._read_part(file, os.dup(file.fd), row.position, file.begun, row.name)
@@ -850,6 +850,12 @@ class Tails:
         if what not in self._reported:
             self._reported.add(what)
             log.warning("%s", text)
+
+
+def _paths_before(path: str) -> list[str]:
+    """Where the file at `path`, by its name, may have been rotated from."""
+    directory, _, name = path.rpartition("/")
+    return [f"{directory}/{base}" for base in rotation_bases(name)]
 
 
 def _walk_all(tails: tuple[config.Tail, ...]) -> list[tuple[config.Tail, Found]]:
