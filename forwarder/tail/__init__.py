@@ -573,14 +573,14 @@ class Tails:
         if read_to is not None:
             return (read_to if read_to < os.fstat(fd).st_size else None), None
         for file in generations:
-            if not file.head.is_like(fd):
-                continue
-            self._growth.verify(file)
-            if not file.rewritten:
-                if file.agrees_with(fd):
-                    return None, None
-            elif begin := file.behind_copy(fd):
-                return begin, file
+            like = file.head.is_like(fd)
+            if like:
+                self._growth.verify(file)
+            if file.rewritten:
+                if begin := file.behind_copy(fd):
+                    return begin, file
+            elif like and file.agrees_with(fd):
+                return None, None
         return 0, None
 
     # What the last run left

@@ -506,8 +506,8 @@ class TailedFile:
     def behind_copy(self, fd: int) -> int:
         """Where in a copy of it, the open file, what was not read begins; 0 if it is no copy."""
         size = os.fstat(fd).st_size
-        if size <= self._position:
-            return size
+        if size < self._position:
+            return size if self.head.is_like(fd) else 0
         return self._position if holds(fd, self.identity(self._position), self._position) else 0
 
     def remaining(self) -> Iterator[list[bytes]]:
