@@ -765,11 +765,13 @@ class Tails:
         while True:
             await asyncio.sleep(LET_GO_SECONDS)
             now = self._loop.time()
+            retired: set[str] = set()
             self._astray = {file: since for file, since in self._astray.items() if file.astray and not file.finished}
             for file, since in list(self._gone.items()):
                 self._growth.see(file)  # nobody tells of its deletion
                 if file.finished and not file.rewritten:
                     self._retire(file)
+                    retired.add(file.origin)
                 elif file.astray:
                     self._walk_due.set()
                     if now - self._astray.setdefault(file, now) > DELETED_SECONDS:
@@ -781,6 +783,10 @@ class Tails:
                     file.look()
             while len(self._retired) > RETIRED_KEPT:
                 self._retired.popitem(last=False)
+            if retired:
+                # Those of the same origin that are left keep its floor, wherever they stand.
+                for file in [file for file in self._files.values() if file.origin in retired]:
+                    self._renew(file)
             self.settle()
 
     def settle(self) -> None:
@@ -796,9 +802,6 @@ class Tails:
         if file.position >= identities.SURE_BYTES:
             self._retired[file.key] = file.identity(file.position), file.position
         self._floors[file.origin] = max(self._floors.get(file.origin, 0), file.modified + 1)
-        standing = self._at.get(file.origin)
-        if standing is not None and not standing.finished:
-            self._renew(standing)
         self._end(file)
 
     def _recover(self, file: TailedFile, position: int) -> bool:
