@@ -38,7 +38,19 @@ from forwarder.tail.growth import Growth
 from forwarder.tail.identity import Identity, shown
 from forwarder.tail.inotify import Inotify, hears_all
 from forwarder.tail.lines import Lines
-from forwarder.tail.lookup import OPEN, Beside, Entry, Key, encoding_of, find, find_packed, key_of, leads_to, start_of_last_line
+from forwarder.tail.lookup import (
+    OPEN,
+    Beside,
+    Entry,
+    Key,
+    Known,
+    encoding_of,
+    find,
+    find_packed,
+    key_of,
+    leads_to,
+    start_of_last_line,
+)
 from forwarder.tail.packed import unpack
 
 log = logging.getLogger("forwarder.tail")
@@ -586,7 +598,7 @@ class Tails:
     # What the last run left
 
     def _resume(self) -> None:
-        inodes = set()
+        inodes: dict[int, list[Known]] = {}
         rows: dict[str, list[tuple[Identity, Saved]]] = {}
         for row in self._saved:
             identity = identities.decode(row.detail)
@@ -595,7 +607,7 @@ class Tails:
                 self._forget(row.name)
             else:
                 rows.setdefault(identity.path, []).append((identity, row))
-                inodes.add(identity.inode)
+                inodes.setdefault(identity.inode, []).append((identity, row.position))
         resumed: dict[str, list[TailedFile]] = {}
         for path, of_path in rows.items():
             tail = self._tail_of(path)
@@ -614,9 +626,9 @@ class Tails:
                 del self._unclaimed[inode]
 
     def _resume_path(
-        self, tail: config.Tail, path: str, rows: list[tuple[Identity, Saved]], inodes: set[int]
+        self, tail: config.Tail, path: str, rows: list[tuple[Identity, Saved]], inodes: dict[int, list[Known]]
     ) -> list[TailedFile]:
-        """Find the files that stood at `path`, oldest first; `inodes` are those of all rows."""
+        """Find the files that stood at `path`, oldest first; `inodes` has all rows."""
         files: list[TailedFile] = []
         for identity, row in rows:
             try:
@@ -673,7 +685,7 @@ class Tails:
         if files:
             self._at[path] = files[-1]
 
-    def _find(self, identity: Identity, position: int, inodes: set[int]) -> tuple[str, int] | None:
+    def _find(self, identity: Identity, position: int, inodes: dict[int, list[Known]]) -> tuple[str, int] | None:
         """Path and descriptor of what a row tells of: beside where it was, there in an archive, or in a directory below."""
         directory = identity.path.rpartition("/")[0]
         beside = self._listed(directory)
