@@ -622,7 +622,9 @@ class Tails:
             tail = self._tail_of(path)
             assert tail is not None
             rewritten = [self._resume_rewritten(tail, *pair) for pair in rows[path] if pair[0].until]
-            self._line_up(path, [*filter(None, rewritten), *files])
+            files[:0] = filter(None, rewritten)
+        for path, files in resumed.items():
+            self._line_up(path, files)
 
     def _resume_path(
         self, tail: config.Tail, path: str, rows: list[tuple[Identity, Saved]], inodes: dict[int, list[Known]]
@@ -852,6 +854,9 @@ class Tails:
     def _read_part(self, tail: config.Tail, path: str, fd: int, position: int, identity: Identity, name: str = "") -> TailedFile:
         """Read in the open file, a copy of what `identity` tells of, what that one had from `position` on."""
         part = self._new(tail, identity.path, path, fd, position, name, identity)
+        rest = self._files.get(part.key)
+        if rest is not None:
+            self._chain([part, rest])
         self._ended.append(part)
         self._added(part)
         return part
