@@ -454,6 +454,7 @@ class Shipper:
                 lane.flights.clear()
                 self._seek(lane, lane.position)
             self.wake(lane.source)
+        self._schedule()  # lanes that were active are not woken
 
     def _retire_careful(self) -> None:
         """Close the careful producers once every lane is past what made them necessary."""

@@ -17,7 +17,6 @@ import functools
 import logging
 import os
 import stat
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from enum import Enum
@@ -38,7 +37,19 @@ from forwarder.tail.growth import Growth
 from forwarder.tail.identity import Identity, shown
 from forwarder.tail.inotify import Inotify, hears_all
 from forwarder.tail.lines import Lines
-from forwarder.tail.lookup import OPEN, Beside, Entry, Key, encoding_of, find, find_packed, key_of, leads_to, start_of_last_line
+from forwarder.tail.lookup import (
+    OPEN,
+    Beside,
+    Entry,
+    Key,
+    Known,
+    encoding_of,
+    find,
+    find_packed,
+    key_of,
+    leads_to,
+    start_of_last_line,
+)
 from forwarder.tail.packed import unpack
 
 log = logging.getLogger("forwarder.tail")
@@ -406,7 +417,6 @@ class Tails:
             self._report(path, f"{path} cannot be read: {error.strerror}; it is tried again")
             os.close(fd)
             return
-        file.begun = file.position if copied is not None else 0
         self._files[file.key] = file  # known before others are looked for: it may just have been renamed
         if before is not None:
             self._chain([before, *self._unseen(tail, path), file])
@@ -480,6 +490,7 @@ class Tails:
                 os.close(fd)
             return
         self._end(old)
+        self._renew(old)  # that it was written anew is to be known after a kill
         if not paths or any(self._originals_of(path) for path in paths):
             # A copy, written over by the next one: what is new in it is found as it was in the first.
             for path in paths:
@@ -558,7 +569,6 @@ class Tails:
             return None
         if copied is not None:
             copied.successors += (file,)
-            file.begun = begin
         if self._tail_of(entry.path) is not None:
             self._stands(file, entry.path)
         self._begin(file)
@@ -586,7 +596,7 @@ class Tails:
     # What the last run left
 
     def _resume(self) -> None:
-        inodes = set()
+        inodes: dict[int, list[Known]] = {}
         rows: dict[str, list[tuple[Identity, Saved]]] = {}
         for row in self._saved:
             identity = identities.decode(row.detail)
@@ -595,28 +605,31 @@ class Tails:
                 self._forget(row.name)
             else:
                 rows.setdefault(identity.path, []).append((identity, row))
-                inodes.add(identity.inode)
+                if not identity.until:
+                    inodes.setdefault(identity.inode, []).append((identity, row.position))
         resumed: dict[str, list[TailedFile]] = {}
         for path, of_path in rows.items():
             tail = self._tail_of(path)
             if tail is not None:
                 of_path.sort(key=lambda pair: (pair[0].modified, pair[1].position))
                 self._floors[path] = max(identity.since or of_path[0][0].modified for identity, _ in of_path)
-                resumed[path] = self._resume_path(tail, path, of_path, inodes)
+                resumed[path] = self._resume_path(tail, path, [pair for pair in of_path if not pair[0].until], inodes)
             elif not os.path.lexists(path):
                 for _, row in of_path:
                     self._forget(row.name)
         # Only now is it known which of the files beside them are known.
         for path, files in resumed.items():
+            tail = self._tail_of(path)
+            assert tail is not None
+            rewritten = [self._resume_rewritten(tail, *pair) for pair in rows[path] if pair[0].until]
+            files[:0] = filter(None, rewritten)
+        for path, files in resumed.items():
             self._line_up(path, files)
-        for inode, unclaimed in list(self._unclaimed.items()):
-            if self._resume_in_copy(unclaimed):
-                del self._unclaimed[inode]
 
     def _resume_path(
-        self, tail: config.Tail, path: str, rows: list[tuple[Identity, Saved]], inodes: set[int]
+        self, tail: config.Tail, path: str, rows: list[tuple[Identity, Saved]], inodes: dict[int, list[Known]]
     ) -> list[TailedFile]:
-        """Find the files that stood at `path`, oldest first; `inodes` are those of all rows."""
+        """Find the files that stood at `path`, oldest first; `inodes` has all rows."""
         files: list[TailedFile] = []
         for identity, row in rows:
             try:
@@ -642,24 +655,28 @@ class Tails:
                 self._report(there, f"{there} cannot be read: {error.strerror}")
                 os.close(fd)
                 continue
-            file.begun = identity.begun if not is_copy else row.position
             self._begin(file)
             files.append(file)
         return files
 
-    def _resume_in_copy(self, unclaimed: Unclaimed) -> bool:
-        """Whether the file is found whose copy began where it ended: read there what Kafka had not got of it."""
-        identity, row = unclaimed.identity, unclaimed.row
-        for file in list(self._files.values()):
-            if identity.path != file.origin and identity.path not in _paths_before(file.origin):
-                continue
-            try:
-                if row.position < file.begun and identities.holds(file.fd, identity, row.position):
-                    self._read_part(file, os.dup(file.fd), row.position, file.begun, row.name)
-                    return True
-            except OSError as error:
-                log.error("%s cannot be read: %s", file.path, error.strerror)
-        return False
+    def _resume_rewritten(self, tail: config.Tail, identity: Identity, row: Saved) -> TailedFile | None:
+        """Read in its copy what Kafka had not got of a file that was written anew; if nobody reads the copy, all the rest too."""
+        copy = self._copy_of(identity)
+        if copy is None:
+            log.info("%s: inode %d was truncated", identity.path, identity.inode)
+            self._forget(row.name)
+            return None
+        path, fd = copy
+        try:
+            if key_of(fd) in self._files:
+                return self._read_part(tail, path, fd, row.position, identity, row.name)
+            file = self._new(tail, identity.path, path, fd, row.position, row.name)
+        except OSError as error:
+            self._report(path, f"{path} cannot be read: {error.strerror}")
+            os.close(fd)
+            return None
+        self._begin(file)
+        return file
 
     def _line_up(self, path: str, files: list[TailedFile]) -> None:
         """What is at the path comes after all that stood there; of that some may never have been seen."""
@@ -673,7 +690,7 @@ class Tails:
         if files:
             self._at[path] = files[-1]
 
-    def _find(self, identity: Identity, position: int, inodes: set[int]) -> tuple[str, int] | None:
+    def _find(self, identity: Identity, position: int, inodes: dict[int, list[Known]]) -> tuple[str, int] | None:
         """Path and descriptor of what a row tells of: beside where it was, there in an archive, or in a directory below."""
         directory = identity.path.rpartition("/")[0]
         beside = self._listed(directory)
@@ -701,7 +718,7 @@ class Tails:
     # One file
 
     def _new(
-        self, tail: config.Tail, origin: str, path: str, fd: int, position: int, name: str = "", until: int = sys.maxsize
+        self, tail: config.Tail, origin: str, path: str, fd: int, position: int, name: str = "", part_of: Identity | None = None
     ) -> TailedFile:
         """A source, not yet begun; `name` is that of its saved position, if it has one."""
         if not name:
@@ -717,7 +734,7 @@ class Tails:
             settings=tail,
             route=self._routes[id(tail)],
             shared=self._shared,
-            until=until,
+            part_of=part_of,
         )
 
     def _lines_of(self, tail: config.Tail, path: str) -> Lines:
@@ -765,11 +782,13 @@ class Tails:
         while True:
             await asyncio.sleep(LET_GO_SECONDS)
             now = self._loop.time()
+            retired: set[str] = set()
             self._astray = {file: since for file, since in self._astray.items() if file.astray and not file.finished}
             for file, since in list(self._gone.items()):
                 self._growth.see(file)  # nobody tells of its deletion
                 if file.finished and not file.rewritten:
                     self._retire(file)
+                    retired.add(file.origin)
                 elif file.astray:
                     self._walk_due.set()
                     if now - self._astray.setdefault(file, now) > DELETED_SECONDS:
@@ -781,6 +800,10 @@ class Tails:
                     file.look()
             while len(self._retired) > RETIRED_KEPT:
                 self._retired.popitem(last=False)
+            if retired:
+                # Those of the same origin that are left keep its floor, wherever they stand.
+                for file in [file for file in self._files.values() if file.origin in retired]:
+                    self._renew(file)
             self.settle()
 
     def settle(self) -> None:
@@ -796,32 +819,47 @@ class Tails:
         if file.position >= identities.SURE_BYTES:
             self._retired[file.key] = file.identity(file.position), file.position
         self._floors[file.origin] = max(self._floors.get(file.origin, 0), file.modified + 1)
-        standing = self._at.get(file.origin)
-        if standing is not None and not standing.finished:
-            self._renew(standing)
         self._end(file)
 
     def _recover(self, file: TailedFile, position: int) -> bool:
         """Kafka wants again what is behind `position` of a file that was written anew: read it in a copy, if there is one."""
-        path = file.origin
-        for entry in Beside(path.rpartition("/")[0]).rotated_from.get(path.rpartition("/")[2], ()):
+        identity = file.identity(position)
+        copy = self._copy_of(identity)
+        if copy is None:
+            return False
+        try:
+            self._read_part(file.settings, *copy, position, identity)
+        except OSError as error:
+            log.error("%s cannot be read: %s", copy[0], error.strerror)
+            os.close(copy[1])
+            return False
+        return True
+
+    def _copy_of(self, identity: Identity) -> tuple[str, int] | None:
+        """Path and descriptor of a copy of a file that was written anew."""
+        directory, _, name = identity.path.rpartition("/")
+        beside = Beside(directory)
+        for entry in beside.rotated_from.get(name, ()):
             fd = self._descriptor(entry.path)
             if fd is None:
                 continue
             try:
-                if identities.holds(fd, file.identity(file.position), file.position):
-                    self._read_part(file, fd, position, file.position)
-                    return True
+                if identities.holds(fd, identity, identity.until):
+                    return entry.path, fd
             except OSError as error:
                 log.error("%s cannot be read: %s", entry.path, error.strerror)
             os.close(fd)
-        return False
+        return find_packed(identity, identity.until, beside, self._scratch)
 
-    def _read_part(self, like: TailedFile, fd: int, position: int, until: int, name: str = "") -> None:
-        """Read a part of the open file, a copy, that belongs to what was at the path of `like`."""
-        part = self._new(like.settings, like.origin, like.path, fd, position, name, until)
+    def _read_part(self, tail: config.Tail, path: str, fd: int, position: int, identity: Identity, name: str = "") -> TailedFile:
+        """Read in the open file, a copy of what `identity` tells of, what that one had from `position` on."""
+        part = self._new(tail, identity.path, path, fd, position, name, identity)
+        rest = self._files.get(part.key)
+        if rest is not None:
+            self._chain([part, rest])
         self._ended.append(part)
         self._added(part)
+        return part
 
     def _end(self, file: TailedFile) -> None:
         """The file is finished; what of it is on its way to Kafka is waited for."""

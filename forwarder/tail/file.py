@@ -79,6 +79,7 @@ class TailedFile:
         "_lost",
         "_marks",
         "_over",
+        "_part_of",
         "_position",
         "_read_at",
         "_route",
@@ -87,7 +88,6 @@ class TailedFile:
         "_text",
         "_until",
         "app",
-        "begun",
         "deleted",
         "device",
         "finished",
@@ -118,10 +118,11 @@ class TailedFile:
         settings: config.Tail,
         route: Route,
         shared: Shared,
-        until: int = sys.maxsize,
+        part_of: Identity | None = None,
     ) -> None:
-        """Takes over `fd`; nothing before `position` is read, but for what tells the file from others, and nothing from `until`.
+        """Takes over `fd`; nothing before `position` is read, but for what tells the file from others.
 
+        `part_of` tells of a file that was written anew, and this is a copy of: nothing is read that was not read there.
         Raises OSError.
         """
         self.name = name
@@ -133,8 +134,6 @@ class TailedFile:
         self.device, self.inode, self.size = status.st_dev, status.st_ino, status.st_size
         self.modified = status.st_mtime_ns
         self.deleted = status.st_nlink == 0
-        self.begun = 0
-        """Of a copy: what is before this was read in the other."""
         self.predecessor: TailedFile | None = None
         self.successors: tuple[TailedFile, ...] = ()
         self.finished = False
@@ -146,7 +145,8 @@ class TailedFile:
         self._shared = shared
         self._route = route
         self._encoding = encoding_of(fd, settings.encoding)
-        self._until = until
+        self._part_of = part_of
+        self._until = part_of.until if part_of is not None else sys.maxsize
         self.holds = False
         """The last lines are a record that may go on; `end_record` says that it does not."""
         self.record_is_whole = True
@@ -421,8 +421,12 @@ class TailedFile:
 
     def identity(self, position: int) -> Identity:
         """What tells the file from others, for who comes back to `position`."""
-        mark = next((mark for end, mark in self._marks if end == position), b"")
-        head_size, head = self.head.before(position)
+        if self._part_of is not None:
+            return self._part_of
+        # Written anew, it is sought in copies, which have all that was read.
+        known = self._position if self.rewritten else position
+        mark = next((mark for end, mark in self._marks if end == known), b"")
+        head_size, head = self.head.before(known)
         return Identity(
             path=self.origin,
             device=self.device,
@@ -433,7 +437,7 @@ class TailedFile:
             mark=digest(mark),
             modified=self.modified,
             since=self._shared.floors.get(self.origin, 0),
-            begun=self.begun,
+            until=known if self.rewritten else 0,
         )
 
     def look(self) -> bool:

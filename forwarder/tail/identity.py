@@ -23,7 +23,7 @@ class Identity(msgspec.Struct, frozen=True):
 
     `modified`, in nanoseconds, is the file's modification time when it was last looked at; sizes are in bytes, `head` and
     `mark` are hexadecimal digests. Files beside it that were modified before `since`, in nanoseconds, are known.
-    What is before `begun` was read in the file that this one is a copy of.
+    A file that was written anew had been read to `until`, with head and mark before there; otherwise it is 0.
     """
 
     path: str
@@ -35,7 +35,7 @@ class Identity(msgspec.Struct, frozen=True):
     mark: str
     modified: int
     since: int = 0
-    begun: int = 0
+    until: int = 0
 
 
 def digest(content: bytes) -> str:

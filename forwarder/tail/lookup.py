@@ -21,6 +21,9 @@ log = logging.getLogger("forwarder.tail")
 Key = tuple[int, int]
 """Device and inode."""
 
+Known = tuple[Identity, int]
+"""A file that was followed, and a position in it."""
+
 OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 STEP_BYTES = 64 * 1024
 
@@ -68,8 +71,8 @@ class Beside:
         return entries
 
 
-def find(identity: Identity, position: int, inodes: set[int], beside: Beside) -> tuple[str, int] | None:
-    """Path and descriptor of the file that `identity` tells of, or of a copy whose inode is not among `inodes`; None if gone.
+def find(identity: Identity, position: int, inodes: dict[int, list[Known]], beside: Beside) -> tuple[str, int] | None:
+    """Path and descriptor of the file that `identity` tells of, or of a copy that is none of those in `inodes`; None if gone.
 
     `beside` is the directory it was in. Raises OSError when it may be there, and cannot be looked at.
     """
@@ -81,7 +84,7 @@ def find(identity: Identity, position: int, inodes: set[int], beside: Beside) ->
     rotated = beside.rotated_from.get(identity.path.rpartition("/")[2], [])
     if position >= SURE_BYTES:
         paths += [entry.path for entry in same]
-        paths += [entry.path for entry in rotated if entry.key[1] not in inodes]
+        paths += [entry.path for entry in rotated if entry not in same]
     else:
         # Of a file hardly read at all the name must tell: its inode may be another file's by now.
         paths += [entry.path for entry in same if entry in rotated]
@@ -89,7 +92,10 @@ def find(identity: Identity, position: int, inodes: set[int], beside: Beside) ->
         with contextlib.suppress(FileNotFoundError):
             fd = os.open(path, OPEN)
             try:
-                if holds(fd, identity, position):
+                others = inodes.get(os.fstat(fd).st_ino, [])
+                # By its inode it may be known, and the inode by one that is gone.
+                taken = any(at >= SURE_BYTES and holds(fd, other, at) for other, at in others)
+                if ((identity, position) in others or not taken) and holds(fd, identity, position):
                     return path, fd
             except OSError:
                 os.close(fd)

@@ -7,8 +7,7 @@ agent looks, does not look, is stopped, killed, and Kafka is away or refuses.
 - Every line arrives as it was written, and those of one file in the order in which they were written.
 
 Agent, files, inotify and positions are real; Kafka is `tests.harness.broker` and time `tests.harness.virtual`. FORWARDER_SEED
-or --hypothesis-seed plays a run again, FORWARDER_MODEL_STEPS says how long it is. What is marked `Known` below is a limit of the
-agent that the model keeps away from or allows for; each such place can go when its limit does.
+or --hypothesis-seed plays a run again, FORWARDER_MODEL_STEPS says how long it is.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ import signal
 import sqlite3
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -42,6 +40,7 @@ from forwarder.agent import Agent
 from forwarder.positions import Positions
 from forwarder.source import TAIL_PREFIX
 from forwarder.systemd import Notifier
+from forwarder.tail import inotify
 from forwarder.tail.identity import SURE_BYTES, Identity, decode
 from tests.harness.broker import Broker
 from tests.harness.virtual import VirtualLoop
@@ -63,8 +62,10 @@ GONE, QUIET = 20.0, 0.3
 """How long a file that was renamed is kept open, and one that does not grow is looked at all the time: shortened."""
 LONG = 45.0
 """Longer than that, and than any wait for Kafka."""
-COARSE_CLOCK = 5
-"""CLOCK_REALTIME_COARSE, for which Python has no name."""
+GRAIN = 4_000_000
+"""Of the clock that files are stamped with, in nanoseconds."""
+BEGAN = 1_800_000_000
+"""What the wall clock shows when the loop's shows 0."""
 
 counted: Counter[str] = Counter()
 """Steps, and how often what is rare really happened."""
@@ -96,8 +97,6 @@ class Body:
         """When it was last written to, or lost its name, by the loop's clock."""
         self.whole = sys.maxsize
         """So many lines were there when it was rotated."""
-        self.seen = False
-        """The agent has had time to open it where it was written."""
         self.rescued = False
         """It was deleted, and the agent has been stopped since: what it had of it is elsewhere."""
         self.truncated = False
@@ -133,9 +132,15 @@ class Files(RuleBasedStateMachine):
         self.broker = Broker(self.loop)
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr("forwarder.shipper.Kafka", self.broker.connect)
+        self.patch.setattr("time.time", lambda: self.now() / 1e9)
+        self.patch.setattr("forwarder.tail.inotify._DEAF", set())
+        # Stamps are set below, which the agent would hear of.
+        self.patch.setattr("forwarder.tail.inotify._DIRECTORY", inotify._DIRECTORY & ~inotify._ATTRIB)
         self.patch.setattr("forwarder.shipper.QUANTUM", QUANTUM)
         self.patch.setattr("forwarder.tail.GONE_SECONDS", GONE)
         self.patch.setattr("forwarder.tail.growth.QUIET_AFTER", QUIET)
+        self.ticks = 0
+        """So often the wall clock went on while that of the loop stood still."""
         self.globs: tuple[str, ...] = ()
         self.agent: Agent | None = None
         self.task: asyncio.Task[int]
@@ -150,8 +155,6 @@ class Files(RuleBasedStateMachine):
         self.known: set[str] = set()
         """Names that the agent is sure to have met in this run, or to have written down in the last."""
         self.inodes: set[int] = set()
-        self.empty_inodes: set[int] = set()
-        """Of files that were deleted with nothing in them."""
         self.day = 0
         self.allowed: Counter[bytes] = Counter()
         """How often a line may come again."""
@@ -172,21 +175,12 @@ class Files(RuleBasedStateMachine):
             tails=(config.Tail(paths=tuple(f"{self.logs}/{glob}" for glob in self.globs), format="raw"),),
             http=config.Http(listen=""),
         )
-        self.allow_what_was_let_go_of()
         self.agent = Agent(settings, Notifier({}), lambda agent: {})
         self.task = self.loop.create_task(self.agent.run())
         self.run_began = len(self.broker.taken)
         self.known.clear()
         while not self.agent.ready:
             self.let_pass(0.001)
-
-    def allow_what_was_let_go_of(self) -> None:
-        """Known: what was rotated, and has no position as the one that stood at the path, may be taken for unseen at a start."""
-        kept = {identity.inode for identity in self.identities() if Path(identity.path).name in NAMES}
-        for path, there in self.at.items():
-            body = there.body if isinstance(there, Copy) else there
-            if isinstance(there, Copy) or path.stat().st_ino not in kept:
-                self.allowed.update(self.arrived().intersection(body.expected))
 
     def identities(self) -> list[Identity]:
         """What is on disk of the files that the agent knows."""
@@ -211,21 +205,11 @@ class Files(RuleBasedStateMachine):
             assert not self.task.done(), self.task.result()
             if seconds >= SETTLED:
                 self.truncated.clear()
-            if seconds >= LOOKED:
-                for body in self.current.values():
-                    if body is not None:
-                        body.seen = True
 
     def terminate(self) -> None:
         assert self.agent is not None
-        # Known: what arrives of a deleted file in the last moment is put into the spool all the same.
-        before = self.unsaved()
-        already = len(self.broker.taken)
         self.loop.signal_handlers[signal.SIGTERM]()
         assert self.loop.run_until_complete(self.task) == 0
-        late = before | {taken.value for taken in self.broker.taken[already:]}
-        deleted = (body for body in self.bodies if body.deleted and not body.rescued)
-        self.allowed.update(line for body in deleted for line in body.expected if line in late)
         self.agent = None
         self.known.clear()
         for body in self.bodies:
@@ -278,28 +262,13 @@ class Files(RuleBasedStateMachine):
     def of(self, name: str) -> list[Body]:
         return [body for body in self.bodies if body.name == name]
 
-    def is_calm(self) -> bool:
-        """Known: what is read of a file, and refused when the file has been truncated, is not looked for in the copy.
-
-        So nothing may have been refused that has not arrived when a file is truncated, nor until it has arrived.
-        """
-        if self.agent is None:
-            return True
-        for _ in range(3):
-            if not (self.broker.troubled or any(lane.failed or lane.retrying for lane in self.agent.shipper.lanes())):
-                return True
-            self.let_pass(SETTLED)
-        return False
-
-    def may_refuse(self) -> bool:
-        return self.has_arrived(body for body in self.bodies if body.truncated)
-
     # Files
 
     def create(self, name: str) -> Body:
         path = self.logs / name
         self.let_clock_tick()
         file = path.open("ab", buffering=0)
+        self.stamp(file, self.logs)
         inode = os.fstat(file.fileno()).st_ino
         counted["inodes used again"] += inode in self.inodes
         counted["files"] += 1
@@ -313,15 +282,26 @@ class Files(RuleBasedStateMachine):
         self.current[name] = self.at[path] = body
         return body
 
+    def now(self) -> int:
+        """Wall clock time in nanoseconds."""
+        return int((BEGAN + self.loop.time()) * 1e9) + self.ticks * GRAIN
+
+    def stamp(self, *paths: Path | FileIO) -> None:
+        """What has been changed just now says so, by the clock of the agent."""
+        now = self.now() // GRAIN * GRAIN
+        for path in paths:
+            os.utime(path.fileno() if isinstance(path, FileIO) else path, ns=(now, now))
+
     def let_clock_tick(self) -> None:
         """Files are told apart and put in order by times that file systems take from a clock of some milliseconds' grain."""
         latest = max((path.stat().st_mtime_ns for path in self.at), default=0)
-        while time.clock_gettime_ns(COARSE_CLOCK) <= latest:
-            pass
+        while self.now() // GRAIN * GRAIN <= latest:
+            self.ticks += 1
 
     def append(self, body: Body, data: bytes) -> None:
         assert body.file is not None
         body.file.write(data)
+        self.stamp(body.file)
         body.touched = self.loop.time()
 
     def line(self, body: Body, size: int) -> bytes:
@@ -343,15 +323,15 @@ class Files(RuleBasedStateMachine):
 
     def move(self, source: Path, target: Path) -> None:
         source.rename(target)
+        self.stamp(self.logs)
         body = self.at[target] = self.at.pop(source)
         if isinstance(body, Body):
             body.path = target
 
     def unlink(self, path: Path) -> None:
         self.smooth = False
-        if not path.stat().st_size:
-            self.empty_inodes.add(path.stat().st_ino)
         path.unlink()
+        self.stamp(self.logs)
         del self.at[path]
 
     def rotated_path(self, name: str, style: str) -> Path:
@@ -424,9 +404,6 @@ class Files(RuleBasedStateMachine):
         body = self.current[name]
         if body is None or body.path is None or not self.is_known(name):
             return
-        if self.up and not recreate and not body.seen:
-            # Known: what came and went unseen is looked for when another file stands at the path, and not before.
-            self.let_pass(LOOKED)
         self.let_clock_tick()
         self.move(body.path, self.rotated_path(name, style))
         body.whole = len(body.lines)
@@ -445,26 +422,21 @@ class Files(RuleBasedStateMachine):
             if not self.up:
                 return
             self.let_pass(SETTLED)
-        if not self.is_known(name) or not self.is_calm():
+        if not self.is_known(name):
             return
         self.finish(body)
         if body.path.stat().st_size < SURE_BYTES:
             # So little is never taken for a copy.
             self.write_line(body, SURE_BYTES)
-        # Known: that a file was truncated of which nothing was read goes unnoticed, unless the agent looks before and after.
-        unread = self.up and self.arrived().isdisjoint(body.lines)
-        if unread:
-            self.let_pass(LOOKED)
+        if len(body.lines[0]) + 1 < SURE_BYTES:
+            # No more may have been read.
+            self.allowed.update(body.lines[:1])
         self.smooth = False
         copy = self.rotated_path(name, style)
         shutil.copyfile(body.path, copy)
+        self.stamp(copy, self.logs)
         self.at[copy] = Copy(body)
-        if copy.stat().st_ino in self.empty_inodes:
-            # Known: a file with the inode of an empty one that is gone is read from its start, also if it is a copy.
-            self.allowed.update(body.lines)
         self.truncate_file(body)
-        if unread:
-            self.let_pass(LOOKED)
 
     @precondition(lambda self: self.up and not self.broker.away)
     @rule(name=names)
@@ -483,6 +455,7 @@ class Files(RuleBasedStateMachine):
         assert body.path is not None
         self.let_clock_tick()
         body.file.truncate(0)
+        self.stamp(body.file)
         self.new_body(body.name, body.path, body.file)
         body.path = body.file = None
         body.truncated = True
@@ -540,34 +513,29 @@ class Files(RuleBasedStateMachine):
     def kafka_takes_its_time(self, latency: float) -> None:
         self.broker.latency = latency
 
-    @precondition(lambda self: self.may_refuse())
     @rule(count=st.integers(1, 3))
     def kafka_takes_no_more(self, count: int) -> None:
         self.smooth = False
         self.broker.full = count
 
-    @precondition(lambda self: self.may_refuse())
     @rule()
     def kafka_refuses(self) -> None:
         self.smooth = False
         self.broker.refuse()
 
-    @precondition(lambda self: self.may_refuse())
     @rule()
     def the_producer_fails(self) -> None:
         self.smooth = False
         self.broker.make_fatal()
 
-    # Known: of a file that was truncated while not all that was read of it was in Kafka, and whose rest is being read in the
-    # copy, the next run finds the rest only.
-    @precondition(lambda self: self.up and self.may_refuse())
+    @precondition(lambda self: self.up)
     @rule(start=st.booleans())
     def stop(self, start: bool) -> None:
         self.terminate()
         if start:
             self.launch()
 
-    @precondition(lambda self: self.up and self.may_refuse())
+    @precondition(lambda self: self.up)
     @rule(stored=st.integers(0, 5), start=st.booleans(), name=names, sizes=several, after=st.sampled_from(looks))
     def kill(self, stored: int, start: bool, name: str, sizes: list[int], after: float) -> None:
         self.write(name, sizes)
