@@ -342,7 +342,7 @@ class Tails:
             self._end(now)
             now = None
         if now is not None:
-            if now is not before:
+            if now is not before or now.astray:
                 self._stands(now, path)
             if not now.is_open:
                 self._growth.check(now)
@@ -352,15 +352,20 @@ class Tails:
             else:
                 self._open(tail, path, before)
 
+    def _is_same(self, file: TailedFile, entry: Entry) -> bool:
+        """Whether it is the file that was let go of; of one hardly read at all the name must tell."""
+        rotated = self._beside(file.path).rotated_from.get(file.origin.rpartition("/")[2], ())
+        return (file.position >= identities.SURE_BYTES or entry in rotated) and self._is_moved(file, entry.path)
+
     def _is_moved(self, file: TailedFile, path: str) -> bool:
         """Whether the file at `path` is the one that was let go of, and not another with its inode."""
         fd = self._descriptor(path)
         if fd is None:
-            return True
+            return False
         try:
             return identities.holds(fd, file.identity(file.position), file.position)
         except OSError:
-            return True
+            return False
         finally:
             os.close(fd)
 
@@ -383,7 +388,7 @@ class Tails:
                 continue
             if file not in self._gone or file.astray:
                 for entry in self._beside(file.path).by_inode.get(file.inode, ()):
-                    if entry.key == file.key:
+                    if entry.key == file.key and (not file.astray or self._is_same(file, entry)):
                         self._has_moved(file, entry.path)
             self._gone.setdefault(file, self._loop.time())
         over = [path for path, file in self._at.items() if path not in seen and file.finished]
@@ -407,6 +412,10 @@ class Tails:
         if fd is None:
             return
         try:
+            if self._is_too_short(fd) and self._originals_of(path):
+                self._unsettled.add(path.rpartition("/")[0])
+                os.close(fd)
+                return
             copied = self._copied_from(path, fd)
             if key_of(fd) in self._files or (copied is not None and not copied.rewritten):
                 # Not the file of a moment ago but one that has moved here, or to be left alone: the next walk sees to it.
@@ -425,6 +434,11 @@ class Tails:
         self._floors.setdefault(path, int(self._clock() * 1e9) - CLOCK_GRAIN)
         self._stands(file, path)
         self._begin(file)
+
+    def _is_too_short(self, fd: int) -> bool:
+        """Whether it cannot be told yet if the open file is going to be a copy."""
+        status = os.fstat(fd)
+        return status.st_size < identities.SURE_BYTES and self._clock() - status.st_mtime < COPY_SECONDS
 
     def _beginning(self, tail: config.Tail, fd: int, copied: TailedFile | None) -> int:
         """Where to begin in a file that is not known."""
@@ -547,6 +561,9 @@ class Tails:
     ) -> TailedFile | Moved | None:
         """Take up what is new in it; MOVED if another file has that name by now."""
         fd = self._descriptor(entry.path)
+        if fd is None and os.path.lexists(entry.path):
+            self._unsettled.add(path.rpartition("/")[0])
+            return None
         if fd is None:
             return MOVED
         try:
@@ -554,9 +571,7 @@ class Tails:
                 os.close(fd)
                 return MOVED
             begin, copied = self._behind_known(fd, generations)
-            status = os.fstat(fd)
-            if begin == 0 and status.st_size < identities.SURE_BYTES and self._clock() - status.st_mtime < COPY_SECONDS:
-                # Too little to tell whether it is going to be a copy: look again.
+            if begin == 0 and self._is_too_short(fd):
                 self._unsettled.add(path.rpartition("/")[0])
                 begin = None
             if begin is None:
@@ -565,6 +580,7 @@ class Tails:
             file = self._new(tail, path, entry.path, fd, begin)
         except OSError as error:
             self._report(entry.path, f"{entry.path} cannot be read: {error.strerror}")
+            self._unsettled.add(path.rpartition("/")[0])
             os.close(fd)
             return None
         if copied is not None:
@@ -703,6 +719,7 @@ class Tails:
         """Files that stood at `path` for a while and have been compressed since, oldest first; none of the paths `known`."""
         files = []
         for entry in self._beside(path).packed_from.get(path.rpartition("/")[2], ()):
+            # By default archives are excluded, so `exclude` says nothing of them.
             if entry.modified < self._floors[path] or entry.path in known or self._tail_of(entry.path) is not None:
                 continue
             try:
@@ -724,8 +741,7 @@ class Tails:
         if not name:
             first = f"{TAIL_PREFIX}{shown(origin)}:{os.fstat(fd).st_ino}"
             name = next(name for name in chain([first], (f"{first}.{number}" for number in count(1))) if name not in self._names)
-            self._names[name] = None
-        return TailedFile(
+        file = TailedFile(
             name,
             path,
             fd,
@@ -736,6 +752,8 @@ class Tails:
             shared=self._shared,
             part_of=part_of,
         )
+        self._names[name] = None
+        return file
 
     def _lines_of(self, tail: config.Tail, path: str) -> Lines:
         """Of the files that are read these days; thousands of quiet ones need none."""
@@ -793,6 +811,7 @@ class Tails:
                     self._walk_due.set()
                     if now - self._astray.setdefault(file, now) > DELETED_SECONDS:
                         file.end_lost()
+                        self._end(file)
                 elif file in self._growth.hot or not file.read_out():
                     self._gone[file] = now
                 elif now - since > (DELETED_SECONDS if file.deleted else GONE_SECONDS):

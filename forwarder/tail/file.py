@@ -287,7 +287,8 @@ class TailedFile:
             starts = lines.groups(body, encoding)
             more = len(data) == size
         # With more behind it, the one record is as long as one may be, or a line follows that is longer.
-        if len(starts) == 1 if more else self._over:
+        # Of what was held nothing more came for a while; of lines that came at the last moment that cannot be said.
+        if len(starts) == 1 if more else self._over and len(body) <= len(self._kept):
             starts.append(len(body))
         if len(starts) == 1:
             self._searched = self._position + len(data)
@@ -300,8 +301,10 @@ class TailedFile:
 
     def _released(self) -> Chunk:
         body = self._kept
+        chunk = self._joined(body, [0, len(body)], self._position + len(body), self._mark_behind(body))
         self.finished = True
-        return self._joined(body, [0, len(body)], self._position + len(body), self._mark_behind(body))
+        self._wake_successors()
+        return chunk
 
     def _joined(self, body: bytes, borders: list[int], end: int, mark: bytes) -> Chunk:
         now = self._shared.clock()
