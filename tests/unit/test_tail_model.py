@@ -26,6 +26,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
@@ -41,6 +42,7 @@ from forwarder.positions import Positions
 from forwarder.source import TAIL_PREFIX
 from forwarder.systemd import Notifier
 from forwarder.tail import inotify
+from forwarder.tail.descriptors import Descriptors
 from forwarder.tail.identity import SURE_BYTES, Identity, decode
 from tests.harness.broker import Broker
 from tests.harness.virtual import VirtualLoop
@@ -50,6 +52,8 @@ STEPS_EACH = 50
 
 GLOBS = (("app.log", "web.log"), ("app.log*", "web.log*"), ("*.log",), ("*.log", "*.log*"))
 NAMES = ("app.log", "web.log")
+MANY = 1000
+"""Of descriptors, more than there are files."""
 QUANTUM = 400
 """Bytes of a chunk, so that a few lines are several; lines may be longer."""
 IN_FLIGHT = 8 * 1024
@@ -142,6 +146,8 @@ class Files(RuleBasedStateMachine):
         self.ticks = 0
         """So often the wall clock went on while that of the loop stood still."""
         self.globs: tuple[str, ...] = ()
+        self.few = False
+        """There are fewer descriptors than files: what is deleted may not be open."""
         self.agent: Agent | None = None
         self.task: asyncio.Task[int]
         self.run_began = 0
@@ -355,15 +361,17 @@ class Files(RuleBasedStateMachine):
     def still_heard(self, body: Body) -> bool:
         """Whether the agent still listens to what is written to a file that has lost its name."""
         if body.file is None or body.path is None:
-            return body.file is not None and self.up and self.loop.time() - body.touched < DELETED_KEPT / 2
+            return not self.few and body.file is not None and self.up and self.loop.time() - body.touched < DELETED_KEPT / 2
         return self.followed(body.path) or self.loop.time() - body.touched < GONE / 2
 
     # Rules
 
-    @initialize(globs=st.sampled_from(GLOBS))
-    def begin(self, globs: tuple[str, ...]) -> None:
+    @initialize(globs=st.sampled_from(GLOBS), descriptors=st.sampled_from([MANY, 2]))
+    def begin(self, globs: tuple[str, ...], descriptors: int = MANY) -> None:
         counted["steps"] -= 1
         self.globs = globs
+        self.few = descriptors != MANY
+        self.patch.setattr("forwarder.tail.Descriptors", partial(Descriptors, descriptors))
         for name in NAMES:
             self.create(name)
         self.launch()
@@ -468,7 +476,7 @@ class Files(RuleBasedStateMachine):
             return
         if self.up:
             self.let_pass(LOOKED)
-        elif not self.has_arrived([body]):
+        if (self.few or not self.up) and not self.has_arrived([body]):
             return
         self.unlink(body.path)
         body.path = self.current[name] = None
@@ -488,7 +496,7 @@ class Files(RuleBasedStateMachine):
         if self.up:
             self.let_pass(SETTLED)
         body = self.at[path]
-        if not self.has_arrived(self.of(name)) and (isinstance(body, Copy) or not self.up):
+        if not self.has_arrived(self.of(name)) and (isinstance(body, Copy) or self.few or not self.up):
             return
         self.unlink(path)
         if isinstance(body, Body):
