@@ -75,6 +75,7 @@ class TailedFile:
         "_encoding",
         "_failing",
         "_fd",
+        "_grouped_at",
         "_kept",
         "_lost",
         "_marks",
@@ -162,6 +163,7 @@ class TailedFile:
         """Between the position and here are only NULs."""
         self.head = Head(os.pread(fd, min(HEAD_BYTES, position), 0))
         self._marks = [(position, mark_before(fd, position))]
+        self._grouped_at = 0.0
         self._failing = ""
         self._lost = False
         self._read_at = shared.clock()
@@ -277,6 +279,14 @@ class TailedFile:
 
     def _records(self, data: bytes, more: bool) -> Chunk | None:
         """Records of several lines; the last of `data` is held until it is over. `more`: there is something behind `data`."""
+        now = self._shared.clock()
+        grown = self.size - self._position - len(self._kept)
+        if self.holds and not self._over and grown < len(self._kept) // 8 and abs(now - self._grouped_at) < PAUSE:
+            # Much is held already: to group it again for each line would cost more and more.
+            self._searched = self.size
+            self._shared.held(self)
+            return None
+        self._grouped_at = now
         lines, encoding = self._lines, self._encoding
         body = data[: encoding.last_end(data, 0)]
         starts = lines.groups(body, encoding)
