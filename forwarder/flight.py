@@ -129,11 +129,7 @@ class Lane:
 
     def lag(self) -> int:
         """Bytes that are there and not yet sent."""
-        return self.source.lag() + self.held_bytes
-
-    @property
-    def held_bytes(self) -> int:
-        return self.held.size if self.held is not None else 0
+        return self.source.lag() + (self.held.size if self.held is not None else 0)
 
     def measure(self, seconds: float) -> None:
         """Bring `rate`, records a second, up to date; called every `seconds`."""

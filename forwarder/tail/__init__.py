@@ -35,7 +35,7 @@ from forwarder.tail.discovery import Found, is_excluded, matches, rotation_bases
 from forwarder.tail.file import Counts, Shared, TailedFile
 from forwarder.tail.growth import Growth
 from forwarder.tail.identity import Identity, shown
-from forwarder.tail.inotify import Inotify, hears_all
+from forwarder.tail.inotify import Inotify
 from forwarder.tail.lines import Lines
 from forwarder.tail.lookup import (
     OPEN,
@@ -159,7 +159,6 @@ class Tails:
         self._reported: set[str] = set()
         self._troubled = False
         """Something could not be looked at in this walk."""
-        self._heard: dict[int, bool] = {}
         self._unheard = False
         """The kernel does not hear of everything that happens in the directories."""
         self._walk_due = asyncio.Event()
@@ -354,7 +353,7 @@ class Tails:
 
     def _is_same(self, file: TailedFile, entry: Entry) -> bool:
         """Whether it is the file that was let go of; of one hardly read at all the name must tell."""
-        rotated = self._beside(file.path).rotated_from.get(file.origin.rpartition("/")[2], ())
+        rotated = self._beside(file.path).rotated_from(file.origin)
         return (file.position >= identities.SURE_BYTES or entry in rotated) and self._is_moved(file, entry.path)
 
     def _is_moved(self, file: TailedFile, path: str) -> bool:
@@ -549,7 +548,7 @@ class Tails:
         """What lies beside `path`, may have stood there since it is ours, and is not followed."""
         return [
             entry
-            for entry in self._beside(path).rotated_from.get(path.rpartition("/")[2], ())
+            for entry in self._beside(path).rotated_from(path)
             if entry.modified >= self._floors.get(path, 0)
             and entry.key not in self._files
             and not is_excluded(entry.path, tail.exclude)
@@ -623,24 +622,23 @@ class Tails:
                 rows.setdefault(identity.path, []).append((identity, row))
                 if not identity.until:
                     inodes.setdefault(identity.inode, []).append((identity, row.position))
-        resumed: dict[str, list[TailedFile]] = {}
+        resumed: list[tuple[config.Tail, str, list[TailedFile]]] = []
         for path, of_path in rows.items():
             tail = self._tail_of(path)
             if tail is not None:
                 of_path.sort(key=lambda pair: (pair[0].modified, pair[1].position))
                 self._floors[path] = max(identity.since or of_path[0][0].modified for identity, _ in of_path)
-                resumed[path] = self._resume_path(tail, path, [pair for pair in of_path if not pair[0].until], inodes)
+                files = self._resume_path(tail, path, [pair for pair in of_path if not pair[0].until], inodes)
+                resumed.append((tail, path, files))
             elif not os.path.lexists(path):
                 for _, row in of_path:
                     self._forget(row.name)
         # Only now is it known which of the files beside them are known.
-        for path, files in resumed.items():
-            tail = self._tail_of(path)
-            assert tail is not None
+        for tail, path, files in resumed:
             rewritten = [self._resume_rewritten(tail, *pair) for pair in rows[path] if pair[0].until]
             files[:0] = filter(None, rewritten)
-        for path, files in resumed.items():
-            self._line_up(path, files)
+        for tail, path, files in resumed:
+            self._line_up(tail, path, files)
 
     def _resume_path(
         self, tail: config.Tail, path: str, rows: list[tuple[Identity, Saved]], inodes: dict[int, list[Known]]
@@ -694,10 +692,8 @@ class Tails:
         self._begin(file)
         return file
 
-    def _line_up(self, path: str, files: list[TailedFile]) -> None:
+    def _line_up(self, tail: config.Tail, path: str, files: list[TailedFile]) -> None:
         """What is at the path comes after all that stood there; of that some may never have been seen."""
-        tail = self._tail_of(path)
-        assert tail is not None
         standing = [file for file in files if file.path == path]
         rotated = [file for file in files if file.path != path]
         known = {file.path for file in files}
@@ -708,8 +704,7 @@ class Tails:
 
     def _find(self, identity: Identity, position: int, inodes: dict[int, list[Known]]) -> tuple[str, int] | None:
         """Path and descriptor of what a row tells of: beside where it was, there in an archive, or in a directory below."""
-        directory = identity.path.rpartition("/")[0]
-        beside = self._listed(directory)
+        beside = self._beside(identity.path)
         found = find(identity, position, inodes, beside) or find_packed(identity, position, beside, self._scratch)
         for below in beside.directories if found is None else ():
             found = found or find(identity, position, inodes, self._listed(below))
@@ -718,7 +713,7 @@ class Tails:
     def _unseen_packed(self, tail: config.Tail, path: str, known: set[str]) -> list[TailedFile]:
         """Files that stood at `path` for a while and have been compressed since, oldest first; none of the paths `known`."""
         files = []
-        for entry in self._beside(path).packed_from.get(path.rpartition("/")[2], ()):
+        for entry in self._beside(path).packed_from(path):
             # By default archives are excluded, so `exclude` says nothing of them.
             if entry.modified < self._floors[path] or entry.path in known or self._tail_of(entry.path) is not None:
                 continue
@@ -856,9 +851,8 @@ class Tails:
 
     def _copy_of(self, identity: Identity) -> tuple[str, int] | None:
         """Path and descriptor of a copy of a file that was written anew."""
-        directory, _, name = identity.path.rpartition("/")
-        beside = Beside(directory)
-        for entry in beside.rotated_from.get(name, ()):
+        beside = Beside(identity.path.rpartition("/")[0])
+        for entry in beside.rotated_from(identity.path):
             fd = self._descriptor(entry.path)
             if fd is None:
                 continue
@@ -893,7 +887,7 @@ class Tails:
         if self._inotify is None:
             return
         with contextlib.suppress(OSError):
-            self._unheard = not all(hears_all(directory, self._heard) for directory in directories if os.path.isdir(directory))
+            self._unheard = not all(self._inotify.hears_all(directory) for directory in directories if os.path.isdir(directory))
         try:
             if self._inotify.watch_directories(directories):
                 self._walk_due.set()  # what came between the walk and the watch made no event

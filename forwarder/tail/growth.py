@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterable
 
 from forwarder.tail.file import TailedFile
-from forwarder.tail.inotify import Inotify, hears_all
+from forwarder.tail.inotify import Inotify
 
 log = logging.getLogger("forwarder.tail")
 
@@ -34,7 +34,6 @@ class Growth:
         self._files: dict[TailedFile, int | None] = {}
         """With their watches, those that have one; a set of thousands takes three times as much memory."""
         self._polled: set[TailedFile] = set()
-        self._heard: dict[int, bool] = {}
         self._inotify = inotify
         self._rewritten = rewritten
         self._heat = asyncio.Event()
@@ -137,10 +136,12 @@ class Growth:
     def _calm(self, file: TailedFile) -> None:
         """Leave the file to the kernel, if it will have it."""
         self.hot.pop(file, None)
+        heard = False
         try:
-            heard = self._inotify is not None and hears_all(f"/proc/self/fd/{file.fd}", self._heard)
             if self._inotify is not None:
-                self._files[file] = self._inotify.watch_once(f"/proc/self/fd/{file.fd}", file)
+                path = f"/proc/self/fd/{file.fd}"
+                heard = self._inotify.hears_all(path)
+                self._files[file] = self._inotify.watch_once(path, file)
         except OSError as error:
             heard = False
             if error.errno == errno.ENOSPC and not self._warned:

@@ -59,6 +59,8 @@ class Inotify(Generic[T]):
         self._modified = modified
         self._directories: dict[str, int] = {}
         self._files: dict[int, T] = {}
+        self._hears: dict[int, bool] = {}
+        """By device."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._fd, self._read)
 
@@ -94,6 +96,19 @@ class Inotify(Generic[T]):
         self._files.pop(watch, None)
         _libc.inotify_rm_watch(self._fd, watch)
 
+    def hears_all(self, path: str) -> bool:
+        """Whether the kernel is told of every write to files there: not when other machines or layers may write too.
+
+        Raises OSError.
+        """
+        device = os.stat(path).st_dev
+        if device not in self._hears:
+            # The type is the first word of struct statfs, a long: statfs(2).
+            answer = (ctypes.c_long * _STATFS_WORDS)()
+            _checked(_libc.statfs(ctypes.c_char_p(os.fsencode(path)), answer))
+            self._hears[device] = answer[0] & 0xFFFFFFFF not in _DEAF
+        return self._hears[device]
+
     def _add(self, path: bytes, mask: int) -> int:
         return _checked(_libc.inotify_add_watch(self._fd, ctypes.c_char_p(path), ctypes.c_uint32(mask)))
 
@@ -121,20 +136,6 @@ class Inotify(Generic[T]):
     def close(self) -> None:
         self._loop.remove_reader(self._fd)
         os.close(self._fd)
-
-
-def hears_all(path: str, known: dict[int, bool]) -> bool:
-    """Whether the kernel is told of every write to files there: not when other machines or layers may write too.
-
-    `known` keeps the answers by device. Raises OSError.
-    """
-    device = os.stat(path).st_dev
-    if device not in known:
-        # The type is the first word of struct statfs, a long: statfs(2).
-        answer = (ctypes.c_long * _STATFS_WORDS)()
-        _checked(_libc.statfs(ctypes.c_char_p(os.fsencode(path)), answer))
-        known[device] = answer[0] & 0xFFFFFFFF not in _DEAF
-    return known[device]
 
 
 def _checked(result: int) -> int:

@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -42,20 +43,26 @@ class Beside:
 
     def __init__(self, directory: str) -> None:
         self.by_inode: dict[int, list[Entry]] = {}
-        self.rotated_from: dict[str, list[Entry]] = {}
-        """Oldest first."""
-        self.packed_from: dict[str, list[Entry]] = {}
-        """Compressed after their rotation, oldest first; none that is there uncompressed too."""
+        self._rotated: dict[str, list[Entry]] = {}
+        self._packed: dict[str, list[Entry]] = {}
         self.directories: list[str] = []
         entries = sorted(self._entries(directory), key=lambda entry: entry.modified)
         names = {entry.name for entry in entries}
         for entry in entries:
             self.by_inode.setdefault(entry.key[1], []).append(entry)
             before = name_before(entry.name)
-            by_base = self.packed_from if before else self.rotated_from
+            by_base = self._packed if before else self._rotated
             for base in rotation_bases(before or entry.name):
                 if before not in names:
                     by_base.setdefault(base, []).append(entry)
+
+    def rotated_from(self, path: str) -> Sequence[Entry]:
+        """What the path's file may have been renamed to, or copied to, by its name; oldest first."""
+        return self._rotated.get(path.rpartition("/")[2], ())
+
+    def packed_from(self, path: str) -> Sequence[Entry]:
+        """What was compressed after its rotation, oldest first; none that is there uncompressed too."""
+        return self._packed.get(path.rpartition("/")[2], ())
 
     def _entries(self, directory: str) -> list[Entry]:
         entries = []
@@ -81,7 +88,7 @@ def find(identity: Identity, position: int, inodes: dict[int, list[Known]], besi
         if os.stat(identity.path).st_ino == identity.inode:
             paths.append(identity.path)
     same = beside.by_inode.get(identity.inode, [])
-    rotated = beside.rotated_from.get(identity.path.rpartition("/")[2], [])
+    rotated = beside.rotated_from(identity.path)
     if position >= SURE_BYTES:
         paths += [entry.path for entry in same]
         paths += [entry.path for entry in rotated if entry not in same]
@@ -108,7 +115,7 @@ def find_packed(identity: Identity, position: int, beside: Beside, scratch: Path
     """As `find`, among the compressed files; the descriptor is that of an unpacked one, made in the directory `scratch`."""
     if position < SURE_BYTES:
         return None
-    for entry in beside.packed_from.get(identity.path.rpartition("/")[2], []):
+    for entry in beside.packed_from(identity.path):
         try:
             fd = unpack(entry.path, scratch, identity, position)
         except OSError as error:

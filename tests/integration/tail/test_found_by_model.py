@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path
 
 from tests.harness.kafka import Kafka
 from tests.harness.wait import eventually
@@ -82,26 +81,21 @@ def test_what_came_and_went_is_read_even_if_the_path_stays_empty(story: Story) -
     story.assert_exact()
 
 
-def test_what_a_failed_producer_had_of_a_file_is_read_again_in_its_copy(story: Story, directory: Path) -> None:
-    other = Kafka(directory / "kafka")
-    story.kafka = other
-    other.start()
-    try:
-        other.create_topic(story.topic, partitions=1)
-        story.start("app.log", "poison.log", max_record="4MiB")
-        story.writer.write(100)
-        story.await_delivered(100)
-        other.stop()
-        (story.logs / "poison.log").write_text(os.urandom(1_000_000).hex() + "\n")
-        eventually(lambda: story.agent.status()["kafka"]["in_flight_bytes"] > 1_900_000, what="the poison to be on its way")
-        before = story.agent.status()["kafka"]["in_flight_bytes"]
-        story.writer.write(100)
-        eventually(lambda: story.agent.status()["kafka"]["in_flight_bytes"] > before, what="lines to be on their way")
-        story.writer.copy_truncate()
-        before = story.agent.status()["kafka"]["in_flight_bytes"]
-        story.writer.write(10)
-        eventually(lambda: story.agent.status()["kafka"]["in_flight_bytes"] > before, what="the truncation to be seen")
-        other.start()
-        story.assert_exact()
-    finally:
-        other.stop()
+def test_what_a_failed_producer_had_of_a_file_is_read_again_in_its_copy(story: Story, own_kafka: Kafka) -> None:
+    story.kafka = own_kafka
+    own_kafka.create_topic(story.topic, partitions=1)
+    story.start("app.log", "poison.log", max_record="4MiB")
+    story.writer.write(100)
+    story.await_delivered(100)
+    own_kafka.stop()
+    (story.logs / "poison.log").write_text(os.urandom(1_000_000).hex() + "\n")
+    eventually(lambda: story.agent.status()["kafka"]["in_flight_bytes"] > 1_900_000, what="the poison to be on its way")
+    before = story.agent.status()["kafka"]["in_flight_bytes"]
+    story.writer.write(100)
+    eventually(lambda: story.agent.status()["kafka"]["in_flight_bytes"] > before, what="lines to be on their way")
+    story.writer.copy_truncate()
+    before = story.agent.status()["kafka"]["in_flight_bytes"]
+    story.writer.write(10)
+    eventually(lambda: story.agent.status()["kafka"]["in_flight_bytes"] > before, what="the truncation to be seen")
+    own_kafka.start()
+    story.assert_exact()
