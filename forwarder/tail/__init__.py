@@ -210,6 +210,8 @@ class Tails:
         for file in self._files.values():
             file.look()
             self._growth.end_record(file)
+            if file.rewritten:
+                file.release(())
             if file.deleted:
                 file.last = True
                 file.look()
@@ -429,7 +431,7 @@ class Tails:
         if before is not None:
             self._chain([before, *self._unseen(tail, path), file])
         elif copied is not None:
-            self._chain([copied, file])
+            copied.successors += (file,)
         self._floors.setdefault(path, int(self._clock() * 1e9) - CLOCK_GRAIN)
         self._stands(file, path)
         self._begin(file)
@@ -514,9 +516,10 @@ class Tails:
             self._walk_due.set()
             return
         self._files[file.key] = file
+        parts = [file for file in self._ended if file.is_part_of(old)]
         copies = (*self._unseen(tail, old.origin), *copies)
         old.release(copies)
-        self._chain([old, *copies, file])
+        self._chain([old, *parts, *copies, file])
         for path in paths:
             self._at[path] = file
         self._begin(file)
@@ -534,7 +537,8 @@ class Tails:
             entries = self._unknown(tail, path)
             if not entries:
                 break
-            generations = [file for file in {*self._files.values(), *self._ended} if file.origin == path]
+            known = {*self._files.values(), *self._ended}
+            generations = [file for file in known if file.origin == path and not file.is_part]
             stood = [self._take_unseen(tail, path, entry, generations) for entry in entries]
             files += [file for file in stood if isinstance(file, TailedFile)]
             if MOVED not in stood:

@@ -26,7 +26,7 @@ from forwarder.route import Route
 from forwarder.source import Chunk, Wake
 from forwarder.tail.descriptors import Descriptors
 from forwarder.tail.identity import HEAD_BYTES, MARK_BYTES, Head, Identity, digest, encode, holds, mark_before
-from forwarder.tail.lines import Lines
+from forwarder.tail.lines import Held, Lines
 from forwarder.tail.lookup import OPEN, Key, encoding_of, key_of, leads_to
 
 log = logging.getLogger("forwarder.tail")
@@ -75,8 +75,8 @@ class TailedFile:
         "_encoding",
         "_failing",
         "_fd",
-        "_grouped_at",
-        "_kept",
+        "_held",
+        "_left",
         "_lost",
         "_marks",
         "_over",
@@ -93,7 +93,6 @@ class TailedFile:
         "device",
         "finished",
         "head",
-        "holds",
         "inode",
         "last",
         "modified",
@@ -101,7 +100,6 @@ class TailedFile:
         "origin",
         "path",
         "predecessor",
-        "record_is_whole",
         "rewritten",
         "settings",
         "size",
@@ -148,13 +146,10 @@ class TailedFile:
         self._encoding = encoding_of(fd, settings.encoding)
         self._part_of = part_of
         self._until = part_of.until if part_of is not None else sys.maxsize
-        self.holds = False
-        """The last lines are a record that may go on; `end_record` says that it does not."""
-        self.record_is_whole = True
-        """Whether the record that is held might be over, as far as its form tells."""
+        self._held: Held | None = None
+        """What was read behind the position: of several lines that are a record, one that may go on."""
         self._over = False
-        self._kept = b""
-        """The lines that are held, should the file be truncated meanwhile."""
+        """It does not."""
         self._position = position
         self._committed = self._counted = position
         self._searched = position
@@ -163,9 +158,10 @@ class TailedFile:
         """Between the position and here are only NULs."""
         self.head = Head(os.pread(fd, min(HEAD_BYTES, position), 0))
         self._marks = [(position, mark_before(fd, position))]
-        self._grouped_at = 0.0
         self._failing = ""
         self._lost = False
+        self._left = False
+        """What Kafka wants again is read elsewhere, or gone."""
         self._read_at = shared.clock()
         self._fd = fd
         shared.descriptors.add(self)
@@ -254,74 +250,89 @@ class TailedFile:
             self.end_rewritten()
             return None
         self._read_at = now
-        if not self._position:
+        if not self.read_to:
             self._encoding = encoding_of(self.fd, self.settings.encoding)  # its mark may not have been there before
-        position, mark = self._position, self._marks[-1][1]
+        start, mark = self.read_to, self._last_mark()
         kept = len(mark)
         # No more than there is: a read into fresh memory costs by what is asked for.
-        max_bytes = min(max_bytes, max(self.size - position, 0) + BEYOND_BYTES, self._until - position)
-        data = os.pread(self.fd, max_bytes + kept, position - kept)
+        max_bytes = min(max_bytes, max(self.size - start, 0) + BEYOND_BYTES, self._until - start)
+        data = os.pread(self.fd, max_bytes + kept, start - kept)
         if data[:kept] != mark:
             self.end_rewritten()
             return None
         more = len(data) - kept == max_bytes
-        if (self.last and not more) or position + len(data) - kept == self._until:
+        if (self.last and not more) or start + len(data) - kept == self._until:
             return self._remainder(data[kept:])
         end = self._encoding.last_end(data, kept)
+        if self._lines.multiline:
+            return self._hold(data[kept:end], start + len(data) - kept, more)
         if end > kept:
-            if self._lines.grouping is not None:
-                return self._records(data[kept:], more)
-            return self._chunk(data[kept:end], position + end - kept, data[max(end - MARK_BYTES, 0) : end])
+            return self._chunk(data[kept:end], start + end - kept, data[max(end - MARK_BYTES, 0) : end])
         if more:
             return self._long_line()
-        self._searched = position + len(data) - kept
+        self._searched = start + len(data) - kept
         return None
 
-    def _records(self, data: bytes, more: bool) -> Chunk | None:
-        """Records of several lines; the last of `data` is held until it is over. `more`: there is something behind `data`."""
-        now = self._shared.clock()
-        grown = self.size - self._position - len(self._kept)
-        if self.holds and not self._over and grown < len(self._kept) // 8 and abs(now - self._grouped_at) < PAUSE:
-            # Much is held already: to group it again for each line would cost more and more.
-            self._searched = self.size
+    @property
+    def read_to(self) -> int:
+        """Where the next read begins: behind the position and what is held."""
+        return self._position + len(self._held.body) if self._held is not None else self._position
+
+    def _last_mark(self) -> bytes:
+        """The last bytes before there."""
+        mark = self._marks[-1][1]
+        return mark if self._held is None else (mark + self._held.body[-MARK_BYTES:])[-MARK_BYTES:]
+
+    def _hold(self, lines: bytes, seen: int, more: bool) -> Chunk | None:
+        """Whole `lines` were read behind what is held, up to `seen` if the last of them has no end yet.
+
+        All records but the last are over. That one is over when nothing has been written behind it for a while, or a line follows
+        that is longer than any record; `more` says that there is more to be read.
+        """
+        if not lines and more:
+            size = min(self._lines.max_record + SCAN_BYTES, self._until - self.read_to)
+            data = os.pread(self.fd, size, self.read_to)
+            lines = data[: self._encoding.last_end(data, 0)]
+            seen, more = self.read_to + len(data), len(data) == size
+            if not lines and (more or self._held is None):
+                return self._released() if self._held is not None else self._long_line()
+        if lines:
+            if self._held is None:
+                self._held = self._lines.held()
+            starts = self._held.add(lines, self._encoding)
+            self._over = False
+            self._searched = seen
             self._shared.held(self)
-            return None
-        self._grouped_at = now
-        lines, encoding = self._lines, self._encoding
-        body = data[: encoding.last_end(data, 0)]
-        starts = lines.groups(body, encoding)
-        if more and len(starts) == 1:
-            size = lines.max_record + SCAN_BYTES
-            data = os.pread(self.fd, size, self._position)
-            body = data[: encoding.last_end(data, 0)]
-            starts = lines.groups(body, encoding)
-            more = len(data) == size
-        # With more behind it, the one record is as long as one may be, or a line follows that is longer.
-        # Of what was held nothing more came for a while; of lines that came at the last moment that cannot be said.
-        if len(starts) == 1 if more else self._over and len(body) <= len(self._kept):
-            starts.append(len(body))
-        if len(starts) == 1:
-            self._searched = self._position + len(data)
-            self.holds, self._kept = True, body
-            self.record_is_whole = lines.whole
-            self._shared.held(self)
-            return None
-        body = body[: starts[-1]]
-        return self._joined(body, starts, self._position + len(body), self._mark_behind(body))
+            if starts:
+                return self._joined(starts)
+            return self._read(SCAN_BYTES) if more else None
+        if self._held is not None and self._over:
+            return self._released()
+        self._searched = seen
+        return None
 
     def _released(self) -> Chunk:
-        body = self._kept
-        chunk = self._joined(body, [0, len(body)], self._position + len(body), self._mark_behind(body))
-        self.finished = True
-        self._wake_successors()
+        """What is held is a record, as it is."""
+        assert self._held is not None
+        chunk = self._joined([len(self._held.body)])
+        if self.rewritten:
+            self.finished = True
+            self._wake_successors()
         return chunk
 
-    def _joined(self, body: bytes, borders: list[int], end: int, mark: bytes) -> Chunk:
-        now = self._shared.clock()
-        return self._advance(self._lines.joined(body, borders, self._encoding, now), body, end, mark, now)
+    def _joined(self, ends: list[int], added: int = 0) -> Chunk:
+        """The records of what is held that end at `ends`; the last `added` bytes are not in the file."""
+        assert self._held is not None
+        now, held = self._shared.clock(), self._held
+        lines = held.take(ends[-1])
+        if not held.body:
+            self._held = None
+        records = self._lines.joined(lines, [0, *ends], self._encoding, now)
+        body = lines[: len(lines) - added]
+        return self._advance(records, body, self._position + len(body), self._mark_behind(body), now)
 
     def _mark_behind(self, data: bytes) -> bytes:
-        return (self._marks[-1][1] + data)[-MARK_BYTES:]
+        return (self._marks[-1][1] + data[-MARK_BYTES:])[-MARK_BYTES:]
 
     def _chunk(self, body: bytes, end: int, mark: bytes) -> Chunk:
         now = self._shared.clock()
@@ -329,16 +340,16 @@ class TailedFile:
 
     def _advance(self, records: list[bytes], body: bytes, end: int, mark: bytes, now: float) -> Chunk:
         start, lines = self._position, self._lines
-        self.head.grow(self.fd, start, body[: end - start])  # a line end may have been added that is not in the file
+        self.head.grow(start, body)
         if start >= self._counted:
             self._counted = end
             self._shared.counts.cut[self.app] += lines.cut_records
             self._shared.counts.undecodable[self.app] += lines.undecodable
         lines.cut_records = lines.undecodable = 0
-        self.holds = self._over = False
-        self._kept = b""
+        self._over = False
         self._marks.append((end, mark))
-        self._position = self._searched = self._text = end
+        self._position = self._text = end
+        self._searched = max(self._searched, end) if self._held is not None else end
         self.size = max(self.size, end)
         if end == self.size:
             self._wake_successors()
@@ -385,31 +396,33 @@ class TailedFile:
         return self._advance(records, os.pread(self.fd, HEAD_BYTES, self._position), end, mark, now)
 
     def _remainder(self, data: bytes) -> Chunk | None:
-        """All that is left of a file that is gone; what the last line has of itself is a line."""
-        if not data:
+        """All that is left of a file that is gone, with what is held; what the last line has of itself is a line."""
+        if not data and self._held is None:
             self.finished = True
             return None
-        end, mark = self._position + len(data), self._mark_behind(data)
-        body = data if self._encoding.last_end(data, 0) == len(data) else data + self._encoding.newline
-        if self._lines.grouping is None:
-            return self._chunk(body, end, mark)
-        return self._joined(body, [*self._lines.groups(body, self._encoding), len(body)], end, mark)
+        ending = b"" if self._encoding.last_end(data, 0) == len(data) else self._encoding.newline
+        if self._lines.multiline:
+            if self._held is None:
+                self._held = self._lines.held()
+            starts = self._held.add(data + ending, self._encoding)
+            return self._joined([*starts, len(self._held.body)], added=len(ending))
+        now = self._shared.clock()
+        records = self._lines.records(data + ending, self._encoding, now)
+        return self._advance(records, data, self._position + len(data), self._mark_behind(data), now)
 
     def seek(self, position: int) -> None:
-        recovered = self.rewritten and self._shared.recover(self, position)
+        if self.rewritten or self._lost:
+            if not (self.rewritten and self._shared.recover(self, position)):
+                self._shared.counts.abandoned[self.app] += self._position - position
+                log.error("%s: %d bytes that Kafka did not take are gone from the file", self.path, self._position - position)
+            self._left = True
+            return
         marks = self._marks
         while marks[-1][0] > position:
             marks.pop()
-        if recovered:
-            self._position = position
-            return
-        if self.rewritten or self._lost:
-            self._shared.counts.abandoned[self.app] += self._position - position
-            log.error("%s: %d bytes that Kafka did not take are gone from the file", self.path, self._position - position)
-            self._position = position
-            return
         self._position = self._searched = self._text = position
-        self.finished = self.holds = self._over = False
+        self.finished = self._over = False
+        self._held = None
 
     def commit(self, position: int) -> None:
         self._committed = position
@@ -417,7 +430,7 @@ class TailedFile:
 
     def _forget_marks(self, position: int) -> None:
         """Nobody goes back behind `position`."""
-        self.head.condense(position)
+        self.head.condense()
         passed = 0
         while passed + 1 < len(self._marks) and self._marks[passed + 1][0] <= position:
             passed += 1
@@ -470,12 +483,22 @@ class TailedFile:
         self.size, self.modified, self.deleted = status.st_size, status.st_mtime_ns, status.st_nlink == 0
         if grown:
             self._over = False
-        suspect = shrunk or (grown and self.size == self._position)
-        if self.size < self._position or (shrunk and not self._position) or (suspect and not self._unchanged()):
+        suspect = shrunk or (grown and self.size == self.read_to)
+        if self.size < self.read_to or (shrunk and not self.read_to) or (suspect and not self._unchanged()):
             self.end_rewritten()
         elif self.size > self._searched or self.last:
             self._shared.wake(self)
         return grown
+
+    @property
+    def holds(self) -> bool:
+        """Whether the last lines that were read are a record that may go on; `end_record` says that it does not."""
+        return self._held is not None
+
+    @property
+    def record_is_whole(self) -> bool:
+        """Whether that record might be over, as far as its form tells."""
+        return self._held is not None and self._held.record_is_whole
 
     def end_record(self) -> None:
         """Nothing has been written for a while: the last lines are a record, as they are."""
@@ -484,10 +507,10 @@ class TailedFile:
 
     def release(self, copies: tuple[TailedFile, ...]) -> None:
         """What was held of a file that has been written anew is the last record of it, unless one of `copies` goes on with it."""
-        if not self.holds:
+        if self._held is None:
             return
         with contextlib.suppress(OSError):
-            if any(os.pread(copy.fd, len(self._kept), self._position) == self._kept for copy in copies):
+            if any(os.pread(copy.fd, len(self._held.body), self._position) == self._held.body for copy in copies):
                 return
         self.finished = False
         self._shared.wake(self)
@@ -514,6 +537,15 @@ class TailedFile:
             earliest.successors = tuple(other for other in earliest.successors if other is not later)
             later.predecessor = None
         return False
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it is only read for what another one, written anew, cannot give any more."""
+        return self._part_of is not None
+
+    def is_part_of(self, other: TailedFile) -> bool:
+        part_of = self._part_of
+        return part_of is not None and (part_of.path, part_of.device, part_of.inode) == (other.origin, *other.key)
 
     def agrees_with(self, fd: int) -> bool:
         """Whether the open file ends as this one does at the same place: it is a copy of it, whole or in the making."""
@@ -557,7 +589,7 @@ class TailedFile:
     @property
     def settled(self) -> bool:
         """Whether it is finished and all of it is in Kafka, and saved so."""
-        return self.finished and self._committed >= self._position
+        return self.finished and (self._left or self._committed >= self._position)
 
     def end_lost(self) -> None:
         """It cannot be found again."""

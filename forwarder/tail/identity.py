@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zlib
 
 import msgspec
 
@@ -16,6 +17,7 @@ HEAD_BYTES = 1024
 MARK_BYTES = 64
 SURE_BYTES = 16
 """Fewer bytes in common than this say nothing about two files with different inodes."""
+CONDENSED_BYTES = 128
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -78,47 +80,42 @@ def holds(fd: int, identity: Identity, position: int) -> bool:
 
 
 class Head:
-    """The first bytes of a file, as many as were read, HEAD_BYTES at most.
+    """The first bytes of a file, as many as were read, HEAD_BYTES at most; of thousands of quiet files they are condensed."""
 
-    Of thousands of quiet files a digest is enough: `condense` keeps that and the beginning of the beginning.
-    """
-
-    __slots__ = ("_digest", "_start", "size")
+    __slots__ = ("_content", "_packed", "size")
 
     def __init__(self, content: bytes) -> None:
         self.size = len(content)
-        self._start = content
-        self._digest = ""
+        self._content = content
+        self._packed = False
 
-    def grow(self, fd: int, at: int, content: bytes) -> None:
-        """`content` was read from the open file at the offset `at`."""
+    @property
+    def _start(self) -> bytes:
+        return zlib.decompress(self._content) if self._packed else self._content
+
+    def grow(self, at: int, content: bytes) -> None:
+        """`content` was read from the file at the offset `at`."""
         if at == self.size < HEAD_BYTES:
-            if self._digest:
-                self._start, self._digest = os.pread(fd, self.size, 0), ""
-            self._start += content[: HEAD_BYTES - at]
-            self.size = len(self._start)
+            self._content = self._start + content[: HEAD_BYTES - at]
+            self._packed = False
+            self.size = len(self._content)
 
-    def condense(self, position: int) -> None:
-        """Nobody goes back to where it was shorter than before `position`."""
-        if not self._digest and MARK_BYTES < self.size <= position:
-            self._digest = digest(self._start)
-            self._start = self._start[:MARK_BYTES]
+    def condense(self) -> None:
+        if not self._packed and self.size > CONDENSED_BYTES:
+            packed = zlib.compress(self._content)
+            if len(packed) < self.size:
+                self._content, self._packed = packed, True
 
     def before(self, position: int) -> tuple[int, str]:
         """How many of its bytes lie before `position`, and their digest."""
-        if self._digest:
-            return self.size, self._digest
         head = self._start[:position]
         return len(head), digest(head)
 
     def is_of(self, fd: int) -> bool:
         """Whether the open file has it."""
-        found = os.pread(fd, self.size, 0)
-        return digest(found) == self._digest if self._digest else found == self._start
+        return os.pread(fd, self.size, 0) == self._start
 
     def is_like(self, fd: int) -> bool:
         """Whether the open file begins like it, as far as it goes; False when that is too little to tell."""
         found = os.pread(fd, self.size, 0)
-        if self._digest and len(found) == self.size:
-            return digest(found) == self._digest
-        return len(found) >= SURE_BYTES and self._start.startswith(found[: len(self._start)])
+        return len(found) >= SURE_BYTES and self._start.startswith(found)

@@ -48,9 +48,6 @@ _CHAINED = (
 class Grouping(Protocol):
     """Told the lines of a file one by one, without their ends; empty ones are not told, they never begin a record."""
 
-    def restart(self) -> None:
-        """The next line is the first that is read."""
-
     def begins(self, line: bytes) -> bool:
         """Whether `line` is the first of a record."""
 
@@ -67,9 +64,6 @@ class FromPattern:
     def __init__(self, pattern: str) -> None:
         self._search = re.compile(pattern.encode()).search
 
-    def restart(self) -> None:
-        pass
-
     def begins(self, line: bytes) -> bool:
         return self._search(line) is not None
 
@@ -78,9 +72,6 @@ class Python:
     """Records of Python programs with their tracebacks."""
 
     def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
         self._alone = True
         """The record is a JSON object, or there is none."""
         self._log_line = False
@@ -143,8 +134,7 @@ def _is_object(line: bytes) -> bool:
     return line.endswith(b"}") and line.startswith((b'{"', b'{ "', b"{}"))
 
 
-def grouping_of(settings: config.Tail) -> Grouping | None:
-    """How the lines of a table's files are grouped; None when each is a record."""
-    if settings.multiline is None:
-        return None
+def grouping_of(settings: config.Tail) -> Grouping:
+    """How the lines of one of a table's files, that has `multiline`, are grouped."""
+    assert settings.multiline is not None
     return Python() if settings.multiline == "python" else FromPattern(settings.multiline.start)

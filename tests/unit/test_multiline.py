@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -36,12 +37,16 @@ def lines(multiline: Any = "python", **settings: Any) -> Lines:
     return Lines(config.Tail(paths=("/x",), multiline=multiline, **settings), "/var/log/x.log", "host-1")
 
 
+def whole(body: bytes, reader: Lines, encoding: Encoding = UTF_8) -> list[bytes]:
+    """All records, the last one too."""
+    return reader.joined(body, [0, *reader.held().add(body, encoding), len(body)], encoding, 0.0)
+
+
 def split(text: str | bytes, reader: Lines | None = None, encoding: Encoding = UTF_8) -> list[str]:
     """The messages of all records, the last one's too."""
     reader = reader or lines()
     body = text if isinstance(text, bytes) else text.encode()
-    records = reader.joined(body, [*reader.groups(body, encoding), len(body)], encoding, 0.0)
-    return [json.loads(record)["message"] for record in records]
+    return [json.loads(record)["message"] for record in whole(body, reader, encoding)]
 
 
 def logged(layout: str, *what: Callable[[logging.Logger], None]) -> list[str]:
@@ -202,9 +207,7 @@ def test_tracebacks_that_nobody_logged_are_records_of_their_own(what: str) -> No
 
 def test_json_lines_are_records_of_their_own_whatever_follows() -> None:
     text = f'{{"a": 1}}\n{MARKED}\n{{"b": 2}}\n2026-11-23 12:00:00 INFO x\n{{"c": 3}}\nplain\n'
-    reader = lines()
-    body = text.encode()
-    records = reader.joined(body, [*reader.groups(body, UTF_8), len(body)], UTF_8, 0.0)
+    records = whole(text.encode(), lines())
     assert [record for record in records if b"message" not in record] == [b'{"a": 1}', b'{"b": 2}', b'{"c": 3}']
     assert [json.loads(record)["message"] for record in records if b"message" in record] == [
         MARKED,
@@ -298,10 +301,8 @@ def test_carriage_returns_holes_and_a_byte_order_mark_are_no_part_of_it() -> Non
 
 
 def test_raw_records_keep_their_bytes() -> None:
-    reader = lines(format="raw")
     body = b"\n\nERROR x\r\n\n  \xff\n\nINFO y\n"
-    records = reader.joined(body, [*reader.groups(body, UTF_8), len(body)], UTF_8, 0.0)
-    assert records == [b"ERROR x\r\n\n  \xff", b"INFO y"]
+    assert whole(body, lines(format="raw")) == [b"ERROR x\r\n\n  \xff", b"INFO y"]
 
 
 def test_a_record_that_would_be_too_long_goes_on_in_another_and_loses_nothing() -> None:
@@ -327,14 +328,22 @@ def test_what_is_not_utf_8_is_counted_once_a_record() -> None:
 WORDS = [*MARKED.split("\n"), *GROUP.split("\n"), *CHAINED.split("\n"), "", "plain", "INFO x", '{"a": 1}', "2026-11-23 y", "\tz"]
 
 
-@given(st.lists(st.sampled_from(WORDS), max_size=40))
-def test_no_line_is_lost_and_groups_do_not_depend_on_where_reading_begins(words: list[str]) -> None:
+@given(st.lists(st.sampled_from(WORDS), max_size=40), st.sets(st.integers(1, 40)))
+def test_no_line_is_lost_and_groups_depend_neither_on_where_reading_begins_nor_on_how_much_is_read_at_once(
+    words: list[str], borders: set[int]
+) -> None:
     body = "".join(f"{word}\n" for word in words).encode()
     reader = lines()
-    starts = reader.groups(body, UTF_8)
+    starts = [0, *reader.held().add(body, UTF_8)]
     assert [line for line in b"".join(_parts(body, starts)).split(b"\n") if line] == [word.encode() for word in words if word]
     for start in starts:
-        assert [start + found for found in reader.groups(body[start:], UTF_8)] == [each for each in starts if each >= start]
+        found = [start, *(start + each for each in reader.held().add(body[start:], UTF_8))]
+        assert found == [each for each in starts if each >= start]
+    held, records = reader.held(), []
+    for first, last in pairwise(sorted({0, *borders, len(words)})):
+        found = held.add("".join(f"{word}\n" for word in words[first:last]).encode(), UTF_8)
+        records += _parts(held.take(found[-1]), [0, *found[:-1]]) if found else []
+    assert [*records, bytes(held.body)] == _parts(body, starts)
 
 
 def _parts(body: bytes, starts: list[int]) -> list[bytes]:

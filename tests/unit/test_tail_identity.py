@@ -27,9 +27,9 @@ def test_a_condensed_head_says_what_a_whole_one_says(file: Path, content: bytes,
         whole, condensed = Head(b""), Head(b"")
         at = 0
         for end in ends:
-            whole.grow(fd, at, content[at:end])
-            condensed.grow(fd, at, content[at:end])
-            condensed.condense(end)
+            whole.grow(at, content[at:end])
+            condensed.grow(at, content[at:end])
+            condensed.condense()
             at = end
             assert condensed.size == whole.size == min(end, HEAD_BYTES)
             assert condensed.before(end) == whole.before(end)
@@ -44,12 +44,27 @@ def test_a_head_is_not_of_a_file_that_differs_in_one_byte_of_it(file: Path, cont
     at %= len(content)
     file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
     head = Head(content[:HEAD_BYTES])
-    head.condense(len(content))
+    head.condense()
     fd = os.open(file, os.O_RDONLY)
     try:
         assert head.is_of(fd) == head.is_like(fd) == (at >= HEAD_BYTES)
     finally:
         os.close(fd)
+
+
+@given(content=st.binary(min_size=2 * SURE_BYTES, max_size=2 * HEAD_BYTES), at=st.integers(0, 2 * HEAD_BYTES), end=st.integers())
+def test_a_shorter_file_is_not_like_a_head_that_differs_in_one_byte(file: Path, content: bytes, at: int, end: int) -> None:
+    shorter = content[: SURE_BYTES + end % (min(len(content), HEAD_BYTES) - SURE_BYTES)]
+    at %= len(shorter)
+    head = Head(content[:HEAD_BYTES])
+    head.condense()
+    for found, like in ((shorter, True), (shorter[:at] + bytes([shorter[at] ^ 1]) + shorter[at + 1 :], False)):
+        file.write_bytes(found)
+        fd = os.open(file, os.O_RDONLY)
+        try:
+            assert head.is_like(fd) == like
+        finally:
+            os.close(fd)
 
 
 class Holder:
