@@ -596,10 +596,9 @@ class Shipper:
 
     def tick(self) -> None:
         """Once a second: serve what librdkafka has to say when nothing is in flight; let an unused window shrink."""
-        for lane in list(self._lively):
+        for lane in self._lively:
             lane.measure(1.0)
-            if not lane.rate:
-                self._lively.discard(lane)
+        self._lively = {lane for lane in self._lively if lane.rate}  # a set that was large once stays so
         if not self.in_flight and not self._main.fatal:
             for kafka in list(self._producers.values()):
                 kafka.poll()
