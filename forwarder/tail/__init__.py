@@ -87,6 +87,14 @@ class Unclaimed(msgspec.Struct, frozen=True):
     unreadable: bool = False
 
 
+class Owed(msgspec.Struct, frozen=True):
+    """What Kafka has not got of a file that was written anew, whose copy cannot be read now; `row` is its saved position."""
+
+    tail: config.Tail
+    identity: Identity
+    row: Saved
+
+
 class Suspect(msgspec.Struct):
     """A file that may be a copy of another; `since` is when its size last changed, by the loop's clock; `walk` met it last."""
 
@@ -141,10 +149,12 @@ class Tails:
         """Files that were let go of and cannot be found, and since when."""
         self._ended: list[TailedFile] = []
         """Finished, and not all of it in Kafka yet."""
+        self._owed: dict[str, Owed] = {}
+        """By the name of the row."""
         self._retired: OrderedDict[Key, tuple[Identity, int]] = OrderedDict()
         """Files that were read to their end and let go of, with how far that was."""
-        self._unclaimed: dict[int, Unclaimed] = {}
-        """By inode."""
+        self._unclaimed: dict[int, list[Unclaimed]] = {}
+        """By inode, which may have been those of several files, one after the other."""
         self._suspects: dict[Key, Suspect] = {}
         self._walks = 0
         self._floors: dict[str, int] = {}
@@ -188,10 +198,13 @@ class Tails:
         """Take up what the last run left, and what is there."""
         self._resume()
         self._take(_walk_all(self._tails), [])
-        for inode, unclaimed in list(self._unclaimed.items()):
-            if not unclaimed.unreadable:
-                log.info("%s: inode %d is not there any more, or was truncated", unclaimed.identity.path, inode)
-                self._forget(self._unclaimed.pop(inode).row.name)
+        for inode, unclaimed in self._unclaimed.items():
+            for each in unclaimed:
+                if not each.unreadable:
+                    log.info("%s: inode %d is not there any more, or was truncated", each.identity.path, inode)
+                    self._forget(each.row.name)
+        unreadable = {inode: [each for each in unclaimed if each.unreadable] for inode, unclaimed in self._unclaimed.items()}
+        self._unclaimed = {inode: unclaimed for inode, unclaimed in unreadable.items() if unclaimed}
         self._to_end = False
 
     async def run(self) -> None:
@@ -431,6 +444,8 @@ class Tails:
             self._chain([before, *self._unseen(tail, path), file])
         elif copied is not None:
             self._chain([copied, file])
+        if copied is not None:
+            self._renew(copied)  # before the copy is known, it has to be known of what
         self._floors.setdefault(path, int(self._clock() * 1e9) - CLOCK_GRAIN)
         self._stands(file, path)
         self._begin(file)
@@ -453,11 +468,12 @@ class Tails:
 
     def _read_to(self, fd: int) -> int | None:
         """How far a file was read that was let go of, or that the last run left elsewhere; None for any other."""
-        unclaimed = self._unclaimed.get(key_of(fd)[1])
-        if unclaimed is not None and unclaimed.row.position >= identities.SURE_BYTES:
-            position = unclaimed.row.position
-            if identities.holds(fd, unclaimed.identity, position):
-                self._forget(self._unclaimed.pop(key_of(fd)[1]).row.name)
+        unclaimed = self._unclaimed.get(key_of(fd)[1], [])
+        for each in sorted(unclaimed, key=lambda each: -each.row.position):
+            position = each.row.position
+            if position >= identities.SURE_BYTES and identities.holds(fd, each.identity, position):
+                unclaimed.remove(each)
+                self._forget(each.row.name)
                 return position
         retired = self._retired.get(key_of(fd))
         if retired is None or identities.holds(fd, *retired):
@@ -585,6 +601,7 @@ class Tails:
             return None
         if copied is not None:
             copied.successors += (file,)
+            self._renew(copied)  # before the copy is known, it has to be known of what
         if self._tail_of(entry.path) is not None:
             self._stands(file, entry.path)
         self._begin(file)
@@ -652,10 +669,10 @@ class Tails:
                 found = self._find(identity, row.position, inodes)
             except OSError as error:
                 self._report(path, f"{path} cannot be looked at: {error.strerror}; it is tried again")
-                self._unclaimed[identity.inode] = Unclaimed(identity, row, unreadable=True)
+                self._unclaimed.setdefault(identity.inode, []).append(Unclaimed(identity, row, unreadable=True))
                 continue
             if found is None:
-                self._unclaimed[identity.inode] = Unclaimed(identity, row)
+                self._unclaimed.setdefault(identity.inode, []).append(Unclaimed(identity, row))
                 continue
             there, fd = found
             key = key_of(fd)
@@ -677,7 +694,11 @@ class Tails:
 
     def _resume_rewritten(self, tail: config.Tail, identity: Identity, row: Saved) -> TailedFile | None:
         """Read in its copy what Kafka had not got of a file that was written anew; if nobody reads the copy, all the rest too."""
-        copy = self._copy_of(identity)
+        try:
+            copy = self._copy_of(identity)
+        except OSError as error:
+            self._owe(Owed(tail, identity, row), error)
+            return None
         if copy is None:
             log.info("%s: inode %d was truncated", identity.path, identity.inode)
             self._forget(row.name)
@@ -688,11 +709,26 @@ class Tails:
                 return self._read_part(tail, path, fd, row.position, identity, row.name)
             file = self._new(tail, identity.path, path, fd, row.position, row.name)
         except OSError as error:
-            self._report(path, f"{path} cannot be read: {error.strerror}")
+            self._owe(Owed(tail, identity, row), error)
             os.close(fd)
             return None
         self._begin(file)
         return file
+
+    def _owe(self, owed: Owed, error: OSError) -> None:
+        self._report(owed.row.name, f"a copy of {owed.identity.path} cannot be read: {error.strerror}; it is tried again")
+        self._owed[owed.row.name] = owed
+
+    def _pay(self) -> None:
+        """Try again to read what is owed."""
+        ended = {file.name: file for file in self._ended}
+        for name in list(self._owed):
+            owed = self._owed.pop(name)
+            file = ended.get(name)
+            if file is None:
+                self._resume_rewritten(owed.tail, owed.identity, owed.row)
+            elif not self._recover(file, owed.row.position):
+                file.give_up(owed.identity.until)
 
     def _line_up(self, path: str, files: list[TailedFile]) -> None:
         """What is at the path comes after all that stood there; of that some may never have been seen."""
@@ -817,6 +853,10 @@ class Tails:
                 elif now - since > (DELETED_SECONDS if file.deleted else GONE_SECONDS):
                     file.last = True
                     file.look()
+            self._pay()
+            for file in self._ended:
+                if not file.finished:
+                    self._shared.wake(file)  # a part that could not be read is tried again
             while len(self._retired) > RETIRED_KEPT:
                 self._retired.popitem(last=False)
             if retired:
@@ -827,7 +867,7 @@ class Tails:
 
     def settle(self) -> None:
         """Leave the files that are over."""
-        for file in [file for file in self._ended if file.settled]:
+        for file in [file for file in self._ended if file.settled and file.name not in self._owed]:
             self._ended.remove(file)
             self._names.pop(file.name, None)
             self._removed(file)
@@ -843,32 +883,42 @@ class Tails:
     def _recover(self, file: TailedFile, position: int) -> bool:
         """Kafka wants again what is behind `position` of a file that was written anew: read it in a copy, if there is one."""
         identity = file.identity(position)
-        copy = self._copy_of(identity)
-        if copy is None:
-            return False
         try:
-            self._read_part(file.settings, *copy, position, identity)
+            copy = self._copy_of(identity)
+            if copy is not None:
+                try:
+                    self._read_part(file.settings, *copy, position, identity)
+                except OSError:
+                    os.close(copy[1])
+                    raise
         except OSError as error:
-            log.error("%s cannot be read: %s", copy[0], error.strerror)
-            os.close(copy[1])
-            return False
-        return True
+            self._owe(Owed(file.settings, identity, Saved(file.name, position)), error)
+            return True
+        return copy is not None
 
     def _copy_of(self, identity: Identity) -> tuple[str, int] | None:
-        """Path and descriptor of a copy of a file that was written anew."""
+        """Path and descriptor of a copy of a file that was written anew. Raises OSError when what may be one cannot be read."""
         directory, _, name = identity.path.rpartition("/")
         beside = Beside(directory)
+        failed: OSError | None = None
         for entry in beside.rotated_from.get(name, ()):
-            fd = self._descriptor(entry.path)
-            if fd is None:
+            try:
+                fd = os.open(entry.path, OPEN)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                failed = error
                 continue
             try:
                 if identities.holds(fd, identity, identity.until):
                     return entry.path, fd
             except OSError as error:
-                log.error("%s cannot be read: %s", entry.path, error.strerror)
+                failed = error
             os.close(fd)
-        return find_packed(identity, identity.until, beside, self._scratch)
+        packed = find_packed(identity, identity.until, beside, self._scratch)
+        if packed is None and failed is not None:
+            raise failed
+        return packed
 
     def _read_part(self, tail: config.Tail, path: str, fd: int, position: int, identity: Identity, name: str = "") -> TailedFile:
         """Read in the open file, a copy of what `identity` tells of, what that one had from `position` on."""

@@ -194,8 +194,8 @@ class TailedFile:
         return self._fd >= 0
 
     def let_go(self) -> bool:
-        # Of what is finished nobody keeps the path up to date, and Kafka may want it again.
-        if self.deleted or self.finished or not leads_to(self.path, self.key):
+        # Of what is finished nobody keeps the path up to date, and Kafka may want it again; nor of a part.
+        if self.deleted or self.finished or self._part_of is not None or not leads_to(self.path, self.key):
             return False
         os.close(self._fd)
         self._fd = -1
@@ -404,12 +404,16 @@ class TailedFile:
             self._position = position
             return
         if self.rewritten or self._lost:
-            self._shared.counts.abandoned[self.app] += self._position - position
-            log.error("%s: %d bytes that Kafka did not take are gone from the file", self.path, self._position - position)
-            self._position = position
+            end, self._position = self._position, position
+            self.give_up(end)
             return
         self._position = self._searched = self._text = position
         self.finished = self.holds = self._over = False
+
+    def give_up(self, end: int) -> None:
+        """What is between the position and `end` cannot be had again."""
+        self._shared.counts.abandoned[self.app] += end - self._position
+        log.error("%s: %d bytes that Kafka did not take are gone from the file", self.path, end - self._position)
 
     def commit(self, position: int) -> None:
         self._committed = position
