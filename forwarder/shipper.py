@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -508,8 +509,10 @@ class Shipper:
                 log.warning("topic %s can be reached now", name)
         self._topics[name] = topic
         if not topic.problem:
-            for lane in list(self._lanes.values()):
-                if lane.waits_for == name and lane.waiting is not None:
+            waiting = [lane for lane in self._lanes.values() if lane.waits_for == name and lane.waiting is not None]
+            # What was read first goes first: it may be of the file that stood at the same path before.
+            for lane in sorted(waiting, key=lambda lane: lane.held.received if lane.held is not None else math.inf):
+                if lane.waiting is not None:
                     lane.waiting.cancel()
                     self._waited(lane)
 

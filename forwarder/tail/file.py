@@ -25,7 +25,7 @@ from forwarder import config
 from forwarder.route import Route
 from forwarder.source import Chunk, Wake
 from forwarder.tail.descriptors import Descriptors
-from forwarder.tail.identity import HEAD_BYTES, MARK_BYTES, Head, Identity, digest, encode, holds, mark_before
+from forwarder.tail.identity import HEAD_BYTES, MARK_BYTES, Ended, Head, Identity, digest, encode, holds, mark_before
 from forwarder.tail.lines import Lines
 from forwarder.tail.lookup import OPEN, Key, encoding_of, key_of, leads_to
 
@@ -64,6 +64,8 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
     """What makes records of the lines of a table's files, for the path a file was found at."""
     floors: dict[str, int]
     """For each path, the modification time from which on files beside it may be unknown, in nanoseconds."""
+    ended: dict[str, tuple[Ended, ...]]
+    """For each path, the last files that stood there and were read to their end."""
 
 
 class TailedFile:
@@ -93,6 +95,7 @@ class TailedFile:
         "device",
         "finished",
         "head",
+        "held_back",
         "holds",
         "inode",
         "last",
@@ -137,6 +140,8 @@ class TailedFile:
         self.deleted = status.st_nlink == 0
         self.predecessor: TailedFile | None = None
         self.successors: tuple[TailedFile, ...] = ()
+        self.held_back = False
+        """It is not known yet what comes before it."""
         self.finished = False
         """Nothing more will be read from it."""
         self.rewritten = False
@@ -232,7 +237,7 @@ class TailedFile:
         return self.device, self.inode
 
     def read(self, max_bytes: int) -> Chunk | None:
-        if self.finished or self._waits():
+        if self.finished or self.held_back or self._waits():
             return None
         try:
             chunk = self._read(max_bytes) if not self.rewritten else self._released()
@@ -455,6 +460,7 @@ class TailedFile:
             modified=self.modified,
             since=self._shared.floors.get(self.origin, 0),
             until=known if self.rewritten else 0,
+            ended=self._shared.ended.get(self.origin, ()),
         )
 
     def look(self) -> bool:
@@ -534,7 +540,7 @@ class TailedFile:
     def remaining(self) -> Iterator[list[bytes]]:
         """The records that are not known to be in Kafka, to the very end; for a file that nobody will read again."""
         self.seek(self._committed)
-        self.predecessor, self.last = None, True
+        self.predecessor, self.held_back, self.last = None, False, True
         self.settings = msgspec.structs.replace(self.settings, multiline=None)  # the spool has no place for several lines
         while chunk := self.read(SCAN_BYTES):
             yield chunk.records
@@ -549,6 +555,8 @@ class TailedFile:
         """Whether all there is of it has been read."""
         if self.finished:
             return True
+        if self.held_back:
+            return False
         with contextlib.suppress(OSError):
             self.size = self._status().st_size
         return self.size <= self._searched
