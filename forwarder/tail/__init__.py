@@ -383,13 +383,14 @@ class Tails:
             else:
                 self._open(tail, path, before)
 
-    def _is_same(self, file: TailedFile, entry: Entry) -> bool:
-        """Whether it is the file that was let go of; of one hardly read at all the name must tell."""
-        rotated = self._beside(file.path).rotated_from.get(file.origin.rpartition("/")[2], ())
-        return (file.position >= identities.SURE_BYTES or entry in rotated) and self._is_moved(file, entry.path)
-
     def _is_moved(self, file: TailedFile, path: str) -> bool:
-        """Whether the file at `path` is the one that was let go of, and not another with its inode."""
+        """Whether the file at `path` is the one that was let go of, and not another with its inode.
+
+        Of one hardly read at all the name must tell.
+        """
+        name, before = path.rpartition("/")[2], file.origin.rpartition("/")[2]
+        if file.position < identities.SURE_BYTES and before not in (name, *rotation_bases(name)):
+            return False
         fd = self._descriptor(path)
         if fd is None:
             return False
@@ -419,7 +420,7 @@ class Tails:
                 continue
             if file not in self._gone or file.astray:
                 for entry in self._beside(file.path).by_inode.get(file.inode, ()):
-                    if entry.key == file.key and (not file.astray or self._is_same(file, entry)):
+                    if entry.key == file.key and (not file.astray or self._is_moved(file, entry.path)):
                         self._has_moved(file, entry.path)
             self._gone.setdefault(file, self._loop.time())
         over = [path for path, file in self._at.items() if path not in seen and file.finished]
