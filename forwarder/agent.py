@@ -102,6 +102,7 @@ class Agent:
                 asyncio.create_task(self.tails.run()),
                 asyncio.create_task(self._tick()),
                 asyncio.create_task(self._save_positions()),
+                asyncio.create_task(self._save_added()),
             ]
             if isinstance(self.config.spool.fsync, float) and self.config.spool.fsync > 0:
                 tasks.append(asyncio.create_task(self._sync(self.config.spool.fsync)))
@@ -195,6 +196,11 @@ class Agent:
             await asyncio.sleep(SAVE_SECONDS)
             await self._save()
 
+    async def _save_added(self) -> None:
+        while True:
+            await self.shipper.unsaved.wait()
+            await self._save()
+
     async def _save(self) -> None:
         try:
             await self.shipper.save()
@@ -220,6 +226,7 @@ class Agent:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self.tails.flush()
+        await self._save()  # what was added last is not shipped before
         drained = await self.shipper.drain(self.config.agent.shutdown_timeout)
         await self._save()  # so that the tails know what is delivered
         self.tails.settle()

@@ -91,6 +91,7 @@ class Lane:
         "read_to",
         "records",
         "retrying",
+        "saved",
         "source",
         "tailed",
         "trouble",
@@ -100,6 +101,8 @@ class Lane:
 
     def __init__(self, source: Source) -> None:
         self.source = source
+        self.saved = False
+        """Whether it is on disk, or the disk has refused it."""
         self.position = source.position
         self.flights: list[Flight] = []
         """A list: an empty deque takes six hundred bytes."""

@@ -5,6 +5,8 @@
   Kafka takes what it is given, up to `kafka.in_flight`; when Kafka goes away it stays as it was, and sources wait on disk.
 - A chunk is settled when all its records are acknowledged. A source's position is the end of its settled chunks up to the
   first that is not, so a kill at any moment repeats records and never skips one.
+- Nothing is sent of a source that is not on disk with its position: a file whose first lines are in Kafka is found again
+  wherever it was rotated to after a kill.
 - An error of a record itself puts it into the dead letters; an error of a topic makes its apps wait; any other error is
   waited out. A producer that has become fatal is replaced and everything not settled sent again, carefully: record by
   record, which finds the one that broke it.
@@ -17,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -79,6 +82,8 @@ class Shipper:
         self.failed: asyncio.Future[None] = self._loop.create_future()
         """Gets the exception that ended shipping, if one does."""
         self._lanes: dict[str, Lane] = {}
+        self.unsaved = asyncio.Event()
+        """Sources have been added that wait for `save`."""
         self._moved: dict[Lane, None] = {}
         """Those whose position on disk is not that which they have; a set of thousands takes three times as much."""
         self._lively: set[Lane] = set()
@@ -106,11 +111,11 @@ class Shipper:
     # Sources
 
     def add(self, source: Source) -> None:
-        """Take up `source`, from where it stands."""
+        """Take up `source`, from where it stands, once that is saved."""
         self._gone.discard(source.name)
         lane = self._lanes[source.name] = Lane(source)
         self._moved[lane] = None
-        self.wake(source)
+        self.unsaved.set()
 
     def remove(self, source: Source) -> None:
         """Leave a source that has nothing more, and drop its saved position."""
@@ -136,7 +141,7 @@ class Shipper:
     def wake(self, source: Source) -> None:
         """The source may have something to read."""
         lane = self._lanes.get(source.name)
-        if lane is None or lane.active or lane.waiting is not None or lane.failed:
+        if lane is None or not lane.saved or lane.active or lane.waiting is not None or lane.failed:
             return
         lane.active = True
         lane.credit = 0
@@ -504,8 +509,10 @@ class Shipper:
                 log.warning("topic %s can be reached now", name)
         self._topics[name] = topic
         if not topic.problem:
-            for lane in list(self._lanes.values()):
-                if lane.waits_for == name and lane.waiting is not None:
+            waiting = [lane for lane in self._lanes.values() if lane.waits_for == name and lane.waiting is not None]
+            # What was read first goes first: it may be of the file that stood at the same path before.
+            for lane in sorted(waiting, key=lambda lane: lane.held.received if lane.held is not None else math.inf):
+                if lane.waiting is not None:
                     lane.waiting.cancel()
                     self._waited(lane)
 
@@ -571,6 +578,7 @@ class Shipper:
         to read from the position written last, a source goes on at the first that is left.
         """
         async with self._saving:
+            self.unsaved.clear()
             moved, self._moved = list(self._moved), {}
             gone, self._gone = self._gone, set()
             try:
@@ -593,6 +601,9 @@ class Shipper:
         finally:
             for lane, position in places:
                 lane.source.commit(position)
+                if not lane.saved:
+                    lane.saved = True
+                    self.wake(lane.source)
 
     def tick(self) -> None:
         """Once a second: serve what librdkafka has to say when nothing is in flight; let an unused window shrink."""

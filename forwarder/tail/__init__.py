@@ -5,7 +5,8 @@
   unseen in between, then the new one. What was renamed is kept open until it has not grown for an hour.
 - A truncated file is a new generation, read from its start. If a copy of the old one lies beside it (`copytruncate`), what
   had not been read is read there; a copy that the globs match themselves is not read twice.
-- What was rotated while the agent was down is found again by identity, among the files beside it.
+- What was rotated while the agent was down is found again by identity, among the files beside it. Archives are unpacked in a
+  thread, and until that is done what stood later at their path waits, and nothing else.
 - When there are more files than the process may have open, they take turns; none is forgotten.
 """
 
@@ -17,7 +18,7 @@ import functools
 import logging
 import os
 import stat
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from enum import Enum
 from itertools import chain, count, pairwise
@@ -34,7 +35,7 @@ from forwarder.tail.descriptors import Descriptors
 from forwarder.tail.discovery import Found, is_excluded, matches, rotation_bases, walk
 from forwarder.tail.file import Counts, Shared, TailedFile
 from forwarder.tail.growth import Growth
-from forwarder.tail.identity import Identity, shown
+from forwarder.tail.identity import ENDED_KEPT, Ended, Identity, shown
 from forwarder.tail.inotify import Inotify
 from forwarder.tail.lines import Lines
 from forwarder.tail.lookup import (
@@ -50,7 +51,7 @@ from forwarder.tail.lookup import (
     leads_to,
     start_of_last_line,
 )
-from forwarder.tail.packed import unpack
+from forwarder.tail.packed import Sought, unpack
 
 log = logging.getLogger("forwarder.tail")
 
@@ -65,6 +66,7 @@ CLOCK_GRAIN = 50_000_000
 COPY_SECONDS = 2.0
 """How long a file that looks like a copy of another must not have grown to be taken for one of its own."""
 RETIRED_KEPT = 10_000
+LOST_KEPT = 100
 LINES_KEPT = 1000
 MOST_LISTINGS = 5
 """While files rotate, directories are listed again until names stand still, so many times."""
@@ -80,11 +82,33 @@ MOVED = Moved.MOVED
 
 
 class Unclaimed(msgspec.Struct, frozen=True):
-    """A saved position whose file was not found where it should be; `unreadable` says that it may still be there."""
+    """A saved position whose file was not found where it should be; `open` says that it may still be found."""
 
     identity: Identity
     row: Saved
-    unreadable: bool = False
+    open: bool = False
+
+
+class Unpacking(msgspec.Struct):
+    """Archives beside a path, oldest first, and the positions that may be of files in them.
+
+    Those that were modified since `floor` may also be of files that nobody knows.
+    """
+
+    tail: config.Tail
+    archives: list[Entry]
+    rows: list[tuple[Identity, Saved]]
+    floor: int
+    waiting: TailedFile | None = None
+    """It comes after what is in the archives."""
+
+
+class Owed(msgspec.Struct, frozen=True):
+    """What Kafka has not got of a file that was written anew, whose copy cannot be read now; `row` is its saved position."""
+
+    tail: config.Tail
+    identity: Identity
+    row: Saved
 
 
 class Suspect(msgspec.Struct):
@@ -139,16 +163,26 @@ class Tails:
         """Files at no such path any more, and since when they have not grown."""
         self._astray: dict[TailedFile, float] = {}
         """Files that were let go of and cannot be found, and since when."""
+        self._lost: deque[Known] = deque(maxlen=LOST_KEPT)
+        """What those were that could not be found in the end."""
         self._ended: list[TailedFile] = []
         """Finished, and not all of it in Kafka yet."""
+        self._owed: dict[str, Owed] = {}
+        """By the name of the row."""
         self._retired: OrderedDict[Key, tuple[Identity, int]] = OrderedDict()
         """Files that were read to their end and let go of, with how far that was."""
-        self._unclaimed: dict[int, Unclaimed] = {}
-        """By inode."""
+        self._unclaimed: dict[int, list[Unclaimed]] = {}
+        """By inode, which may have been those of several files, one after the other."""
+        self._unpacking: dict[str, Unpacking] = {}
+        """By path."""
+        self._packed_due = asyncio.Event()
+        self._closed = False
         self._suspects: dict[Key, Suspect] = {}
         self._walks = 0
         self._floors: dict[str, int] = {}
         """For each path, since when what stood there is ours and may be unknown, in nanoseconds."""
+        self._past: dict[str, tuple[Ended, ...]] = {}
+        """For each path, the last files that stood there and were read to their end."""
         self._stamps: dict[str, int] = {}
         """When names in the directories of the paths last changed, in nanoseconds."""
         self._unsettled: set[str] = set()
@@ -179,6 +213,7 @@ class Tails:
             recover=self._recover,
             lines=self._lines_of,
             floors=self._floors,
+            ended=self._past,
         )
 
     # The life of it
@@ -187,17 +222,15 @@ class Tails:
         """Take up what the last run left, and what is there."""
         self._resume()
         self._take(_walk_all(self._tails), [])
-        for inode, unclaimed in list(self._unclaimed.items()):
-            if not unclaimed.unreadable:
-                log.info("%s: inode %d is not there any more, or was truncated", unclaimed.identity.path, inode)
-                self._forget(self._unclaimed.pop(inode).row.name)
+        for each in [each for unclaimed in self._unclaimed.values() for each in unclaimed if not each.open]:
+            self._give_up(each.identity, each.row)
         self._to_end = False
 
     async def run(self) -> None:
         """Follow the files until cancelled."""
         if not self._tails:
             await asyncio.Event().wait()
-        jobs = (self._growth.follow(), self._growth.sweep(), self._follow_directories(), self._let_go())
+        jobs = (self._growth.follow(), self._growth.sweep(), self._follow_directories(), self._let_go(), self._unpack_all())
         tasks = [asyncio.create_task(job) for job in jobs]
         try:
             await asyncio.gather(*tasks)
@@ -230,6 +263,7 @@ class Tails:
                 self._forget(file.name)
 
     def close(self) -> None:
+        self._closed = True
         for file in {*self._files.values(), *self._ended}:
             if file.deleted and file.undelivered:
                 self.counts.abandoned[file.app] += file.undelivered
@@ -339,8 +373,7 @@ class Tails:
             self._retire(now)
             now = None
         if now is not None and now.astray and not self._is_moved(now, path):
-            now.end_lost()
-            self._end(now)
+            self._end_lost(now)
             now = None
         if now is not None:
             if now is not before or now.astray:
@@ -353,13 +386,14 @@ class Tails:
             else:
                 self._open(tail, path, before)
 
-    def _is_same(self, file: TailedFile, entry: Entry) -> bool:
-        """Whether it is the file that was let go of; of one hardly read at all the name must tell."""
-        rotated = self._beside(file.path).rotated_from(file.origin)
-        return (file.position >= identities.SURE_BYTES or entry in rotated) and self._is_moved(file, entry.path)
-
     def _is_moved(self, file: TailedFile, path: str) -> bool:
-        """Whether the file at `path` is the one that was let go of, and not another with its inode."""
+        """Whether the file at `path` is the one that was let go of, and not another with its inode.
+
+        Of one hardly read at all the name must tell.
+        """
+        name, before = path.rpartition("/")[2], file.origin.rpartition("/")[2]
+        if file.position < identities.SURE_BYTES and before not in (name, *rotation_bases(name)):
+            return False
         fd = self._descriptor(path)
         if fd is None:
             return False
@@ -389,7 +423,7 @@ class Tails:
                 continue
             if file not in self._gone or file.astray:
                 for entry in self._beside(file.path).by_inode.get(file.inode, ()):
-                    if entry.key == file.key and (not file.astray or self._is_same(file, entry)):
+                    if entry.key == file.key and (not file.astray or self._is_moved(file, entry.path)):
                         self._has_moved(file, entry.path)
             self._gone.setdefault(file, self._loop.time())
         over = [path for path, file in self._at.items() if path not in seen and file.finished]
@@ -428,10 +462,14 @@ class Tails:
             os.close(fd)
             return
         self._files[file.key] = file  # known before others are looked for: it may just have been renamed
+        unpacking = self._unpacking.get(path)
         if before is not None:
             self._chain([before, *self._unseen(tail, path), file])
-        elif copied is not None:
+        elif unpacking is not None:
+            unpacking.waiting, file.held_back = file, True
+        if copied is not None:
             copied.successors += (file,)
+            self._renew(copied)  # before the copy is known, it has to be known of what
         self._floors.setdefault(path, int(self._clock() * 1e9) - CLOCK_GRAIN)
         self._stands(file, path)
         self._begin(file)
@@ -454,11 +492,11 @@ class Tails:
 
     def _read_to(self, fd: int) -> int | None:
         """How far a file was read that was let go of, or that the last run left elsewhere; None for any other."""
-        unclaimed = self._unclaimed.get(key_of(fd)[1])
-        if unclaimed is not None and unclaimed.row.position >= identities.SURE_BYTES:
-            position = unclaimed.row.position
-            if identities.holds(fd, unclaimed.identity, position):
-                self._forget(self._unclaimed.pop(key_of(fd)[1]).row.name)
+        unclaimed = self._unclaimed.get(key_of(fd)[1], [])
+        for each in sorted(unclaimed, key=lambda each: -each.row.position):
+            position = each.row.position
+            if position >= identities.SURE_BYTES and identities.holds(fd, each.identity, position):
+                self._claim(each.identity, each.row)
                 return position
         retired = self._retired.get(key_of(fd))
         if retired is None or identities.holds(fd, *retired):
@@ -505,6 +543,7 @@ class Tails:
                 os.close(fd)
             return
         self._end(old)
+        self._remember(old)
         self._renew(old)  # that it was written anew is to be known after a kill
         if not paths or any(self._originals_of(path) for path in paths):
             # A copy, written over by the next one: what is new in it is found as it was in the first.
@@ -588,6 +627,7 @@ class Tails:
             return None
         if copied is not None:
             copied.successors += (file,)
+            self._renew(copied)  # before the copy is known, it has to be known of what
         if self._tail_of(entry.path) is not None:
             self._stands(file, entry.path)
         self._begin(file)
@@ -599,6 +639,8 @@ class Tails:
         None if it begins nowhere, as in a copy of what is being read.
         """
         read_to = self._read_to(fd)
+        if read_to is None:
+            read_to = next((position for identity, position in self._lost if identities.holds(fd, identity, position)), None)
         if read_to is not None:
             return (read_to if read_to < os.fstat(fd).st_size else None), None
         for file in generations:
@@ -632,6 +674,7 @@ class Tails:
             if tail is not None:
                 of_path.sort(key=lambda pair: (pair[0].modified, pair[1].position))
                 self._floors[path] = max(identity.since or of_path[0][0].modified for identity, _ in of_path)
+                self._past[path] = tuple(dict.fromkeys(chain(*(identity.ended for identity, _ in of_path))))[-ENDED_KEPT:]
                 files = self._resume_path(tail, path, [pair for pair in of_path if not pair[0].until], inodes)
                 resumed.append((tail, path, files))
             elif not os.path.lexists(path):
@@ -654,10 +697,11 @@ class Tails:
                 found = self._find(identity, row.position, inodes)
             except OSError as error:
                 self._report(path, f"{path} cannot be looked at: {error.strerror}; it is tried again")
-                self._unclaimed[identity.inode] = Unclaimed(identity, row, unreadable=True)
+                self._unclaimed.setdefault(identity.inode, []).append(Unclaimed(identity, row, open=True))
                 continue
             if found is None:
-                self._unclaimed[identity.inode] = Unclaimed(identity, row)
+                packed = self._may_be_packed(tail, identity, row)
+                self._unclaimed.setdefault(identity.inode, []).append(Unclaimed(identity, row, open=packed))
                 continue
             there, fd = found
             key = key_of(fd)
@@ -679,10 +723,14 @@ class Tails:
 
     def _resume_rewritten(self, tail: config.Tail, identity: Identity, row: Saved) -> TailedFile | None:
         """Read in its copy what Kafka had not got of a file that was written anew; if nobody reads the copy, all the rest too."""
-        copy = self._copy_of(identity)
+        try:
+            copy = self._copy_of(identity)
+        except OSError as error:
+            self._owe(Owed(tail, identity, row), error)
+            return None
         if copy is None:
-            log.info("%s: inode %d was truncated", identity.path, identity.inode)
-            self._forget(row.name)
+            if not self._may_be_packed(tail, identity, row):
+                self._give_up(identity, row)
             return None
         path, fd = copy
         try:
@@ -690,46 +738,139 @@ class Tails:
                 return self._read_part(tail, path, fd, row.position, identity, row.name)
             file = self._new(tail, identity.path, path, fd, row.position, row.name)
         except OSError as error:
-            self._report(path, f"{path} cannot be read: {error.strerror}")
+            self._owe(Owed(tail, identity, row), error)
             os.close(fd)
             return None
         self._begin(file)
         return file
 
+    def _owe(self, owed: Owed, error: OSError) -> None:
+        self._report(owed.row.name, f"a copy of {owed.identity.path} cannot be read: {error.strerror}; it is tried again")
+        self._owed[owed.row.name] = owed
+
+    def _pay(self) -> None:
+        """Try again to read what is owed."""
+        ended = {file.name: file for file in self._ended if file.name in self._owed}
+        for name in list(self._owed):
+            owed = self._owed.pop(name)
+            file = ended.get(name)
+            if file is None:
+                self._resume_rewritten(owed.tail, owed.identity, owed.row)
+            elif not self._recover(file, owed.row.position):
+                file.give_up(owed.row.position, owed.identity.until)
+        self._listed.cache_clear()
+
     def _line_up(self, tail: config.Tail, path: str, files: list[TailedFile]) -> None:
         """What is at the path comes after all that stood there; of that some may never have been seen."""
         standing = [file for file in files if file.path == path]
         rotated = [file for file in files if file.path != path]
-        known = {file.path for file in files}
-        files = [*rotated, *self._unseen_packed(tail, path, known), *self._unseen(tail, path), *standing]
+        if self._unseen_packed(path):
+            self._await_archives(tail, path)
+        files = [*rotated, *self._unseen(tail, path), *standing]
         self._chain(files)
+        if files and path in self._unpacking:
+            self._unpacking[path].waiting, files[0].held_back = files[0], True
         if files:
             self._at[path] = files[-1]
 
     def _find(self, identity: Identity, position: int, inodes: dict[int, list[Known]]) -> tuple[str, int] | None:
-        """Path and descriptor of what a row tells of: beside where it was, there in an archive, or in a directory below."""
+        """Path and descriptor of what a row tells of: beside where it was, or in a directory below."""
         beside = self._beside(identity.path)
-        found = find(identity, position, inodes, beside) or find_packed(identity, position, beside, self._scratch)
+        found = find(identity, position, inodes, beside)
         for below in beside.directories if found is None else ():
             found = found or find(identity, position, inodes, self._listed(below))
         return found
 
-    def _unseen_packed(self, tail: config.Tail, path: str, known: set[str]) -> list[TailedFile]:
-        """Files that stood at `path` for a while and have been compressed since, oldest first; none of the paths `known`."""
-        files = []
-        for entry in self._beside(path).packed_from(path):
-            # By default archives are excluded, so `exclude` says nothing of them.
-            if entry.modified < self._floors[path] or entry.path in known or self._tail_of(entry.path) is not None:
-                continue
-            try:
-                fd = unpack(entry.path, self._scratch)
-            except OSError as error:
-                log.error("%s may hold lines that were not read, and cannot be read: %s", entry.path, error)
-                continue
-            if fd is not None:
-                files.append(self._new(tail, path, entry.path, fd, 0))
-                self._begin(files[-1])
-        return files
+    def _claim(self, identity: Identity, row: Saved) -> None:
+        """Nobody looks for the file of this row any more."""
+        self._forget(row.name)
+        unclaimed = self._unclaimed.get(identity.inode, [])
+        unclaimed[:] = [each for each in unclaimed if each.row is not row]
+        if identity.path in self._unpacking:
+            rows = self._unpacking[identity.path].rows
+            rows[:] = [each for each in rows if each[1] is not row]
+
+    def _give_up(self, identity: Identity, row: Saved) -> None:
+        log.info("%s: inode %d is not there any more, or was truncated", identity.path, identity.inode)
+        self._claim(identity, row)
+
+    # Archives
+
+    def _unseen_packed(self, path: str) -> bool:
+        """Whether files that stood at `path` for a while unseen may have been compressed since."""
+        return any(self._is_unseen(entry, self._floors[path]) for entry in self._packed(path))
+
+    def _is_unseen(self, entry: Entry, floor: int) -> bool:
+        # By default archives are excluded, so `exclude` says nothing of them.
+        return entry.modified >= floor and self._tail_of(entry.path) is None
+
+    def _packed(self, path: str) -> list[Entry]:
+        return list(self._beside(path).packed_from(path))
+
+    def _may_be_packed(self, tail: config.Tail, identity: Identity, row: Saved) -> bool:
+        """Have the file that was not found sought in the archives, if there are any."""
+        if (identity.until or row.position) < identities.SURE_BYTES or not self._packed(identity.path):
+            return False
+        self._await_archives(tail, identity.path).rows.append((identity, row))
+        return True
+
+    def _await_archives(self, tail: config.Tail, path: str) -> Unpacking:
+        unpacking = self._unpacking.get(path)
+        if unpacking is None:
+            unpacking = self._unpacking[path] = Unpacking(tail, self._packed(path), [], self._floors[path])
+            self._packed_due.set()
+        return unpacking
+
+    async def _unpack_all(self) -> None:
+        while True:
+            await self._packed_due.wait()
+            self._packed_due.clear()
+            for path, unpacking in list(self._unpacking.items()):
+                files: list[TailedFile] = []
+                for entry in unpacking.archives:
+                    file = await self._unpack(path, unpacking, entry)
+                    if file is not None:
+                        files.append(file)
+                        self._chain(files[-2:])
+                for identity, row in list(unpacking.rows):
+                    self._give_up(identity, row)
+                del self._unpacking[path]
+                later = unpacking.waiting
+                if later is not None:
+                    later.held_back = False
+                    self._chain([*files[-1:], later])
+                    self._shared.wake(later)
+
+    async def _unpack(self, path: str, unpacking: Unpacking, entry: Entry) -> TailedFile | None:
+        """What is wanted of an archive."""
+        rows = list(unpacking.rows)
+        unseen = self._is_unseen(entry, unpacking.floor)
+        if not rows and not unseen:
+            return None
+        sought = [Sought(identity, identity.until or row.position, row.position) for identity, row in rows]
+        past = sorted(self._past.get(path, ()), key=lambda ended: -ended.end) if unseen else []
+        sought += [Sought(ended, ended.end, ended.end) for ended in past]
+        work = functools.partial(unpack, unknown=unseen, stopped=lambda: self._closed)
+        try:
+            found = await self._loop.run_in_executor(None, work, entry.path, self._scratch, sought)
+        except OSError as error:
+            log.error("%s may hold lines that were not read, and cannot be read: %s", entry.path, error)
+            return None
+        if found is None:
+            return None
+        fd, which = found
+        begin = sought[which].begin if which is not None else 0
+        if which is not None and which < len(rows):
+            wanted = rows[which] in unpacking.rows
+            self._claim(*rows[which])
+        else:
+            wanted = which is None or begin < os.fstat(fd).st_size
+        if not wanted:
+            os.close(fd)
+            return None
+        file = self._new(unpacking.tail, path, entry.path, fd, begin)
+        self._begin(file)
+        return file
 
     # One file
 
@@ -803,19 +944,22 @@ class Tails:
             self._astray = {file: since for file, since in self._astray.items() if file.astray and not file.finished}
             for file, since in list(self._gone.items()):
                 self._growth.see(file)  # nobody tells of its deletion
-                if file.finished and not file.rewritten:
+                if file.finished and not file.rewritten and file.origin not in self._unpacking:
                     self._retire(file)
                     retired.add(file.origin)
                 elif file.astray:
                     self._walk_due.set()
                     if now - self._astray.setdefault(file, now) > DELETED_SECONDS:
-                        file.end_lost()
-                        self._end(file)
+                        self._end_lost(file)
                 elif file in self._growth.hot or not file.read_out():
                     self._gone[file] = now
                 elif now - since > (DELETED_SECONDS if file.deleted else GONE_SECONDS):
                     file.last = True
                     file.look()
+            self._pay()
+            for file in self._ended:
+                if not file.finished:
+                    self._shared.wake(file)  # a part that could not be read is tried again
             while len(self._retired) > RETIRED_KEPT:
                 self._retired.popitem(last=False)
             if retired:
@@ -826,7 +970,7 @@ class Tails:
 
     def settle(self) -> None:
         """Leave the files that are over."""
-        for file in [file for file in self._ended if file.settled]:
+        for file in [file for file in self._ended if file.settled and file.name not in self._owed]:
             self._ended.remove(file)
             self._names.pop(file.name, None)
             self._removed(file)
@@ -836,37 +980,63 @@ class Tails:
         """End a file that was read to its end, and remember how far that was."""
         if file.position >= identities.SURE_BYTES:
             self._retired[file.key] = file.identity(file.position), file.position
-        self._floors[file.origin] = max(self._floors.get(file.origin, 0), file.modified + 1)
+        if file.origin not in self._unpacking:
+            self._floors[file.origin] = max(self._floors.get(file.origin, 0), file.modified + 1)
+        self._remember(file)
         self._end(file)
+
+    def _remember(self, file: TailedFile) -> None:
+        """An archive of this file, whenever it is made, holds nothing new."""
+        if file.position < identities.SURE_BYTES:
+            return
+        identity = file.identity(file.position)
+        ended = Ended(file.position, identity.head_size, identity.head, identity.mark_size, identity.mark)
+        others = [other for other in self._past.pop(file.origin, ()) if other != ended]
+        self._past[file.origin] = (*others, ended)[-ENDED_KEPT:]
+        if len(self._past) > RETIRED_KEPT:
+            del self._past[next(iter(self._past))]
 
     def _recover(self, file: TailedFile, position: int) -> bool:
         """Kafka wants again what is behind `position` of a file that was written anew: read it in a copy, if there is one."""
         identity = file.identity(position)
-        copy = self._copy_of(identity)
-        if copy is None:
-            return False
         try:
-            self._read_part(file.settings, *copy, position, identity)
+            copy = self._copy_of(identity) or self._packed_copy_of(identity, position)
+            if copy is not None:
+                try:
+                    self._read_part(file.settings, *copy, position, identity)
+                except OSError:
+                    os.close(copy[1])
+                    raise
         except OSError as error:
-            log.error("%s cannot be read: %s", copy[0], error.strerror)
-            os.close(copy[1])
-            return False
-        return True
+            self._owe(Owed(file.settings, identity, Saved(file.name, position)), error)
+            return True
+        return copy is not None
 
     def _copy_of(self, identity: Identity) -> tuple[str, int] | None:
-        """Path and descriptor of a copy of a file that was written anew."""
+        """Path and descriptor of a copy of a file that was written anew. Raises OSError when what may be one cannot be read."""
         beside = Beside(identity.path.rpartition("/")[0])
+        failed: OSError | None = None
         for entry in beside.rotated_from(identity.path):
-            fd = self._descriptor(entry.path)
-            if fd is None:
+            try:
+                fd = os.open(entry.path, OPEN)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                failed = error
                 continue
             try:
                 if identities.holds(fd, identity, identity.until):
                     return entry.path, fd
             except OSError as error:
-                log.error("%s cannot be read: %s", entry.path, error.strerror)
+                failed = error
             os.close(fd)
-        return find_packed(identity, identity.until, beside, self._scratch)
+        if failed is not None:
+            raise failed
+        return None
+
+    def _packed_copy_of(self, identity: Identity, position: int) -> tuple[str, int] | None:
+        beside = Beside(identity.path.rpartition("/")[0])
+        return find_packed(Sought(identity, identity.until, position), beside, identity.path, self._scratch)
 
     def _read_part(self, tail: config.Tail, path: str, fd: int, position: int, identity: Identity, name: str = "") -> TailedFile:
         """Read in the open file, a copy of what `identity` tells of, what that one had from `position` on."""
@@ -877,6 +1047,13 @@ class Tails:
         self._ended.append(part)
         self._added(part)
         return part
+
+    def _end_lost(self, file: TailedFile) -> None:
+        """It was let go of and cannot be found; a copy of it may still turn up."""
+        file.end_lost()
+        if file.position >= identities.SURE_BYTES:
+            self._lost.append((file.identity(file.position), file.position))
+        self._end(file)
 
     def _end(self, file: TailedFile) -> None:
         """The file is finished; what of it is on its way to Kafka is waited for."""

@@ -25,7 +25,7 @@ from forwarder import config
 from forwarder.route import Route
 from forwarder.source import Chunk, Wake
 from forwarder.tail.descriptors import Descriptors
-from forwarder.tail.identity import HEAD_BYTES, MARK_BYTES, Head, Identity, digest, encode, holds, mark_before
+from forwarder.tail.identity import HEAD_BYTES, MARK_BYTES, Ended, Head, Identity, digest, encode, holds, mark_before
 from forwarder.tail.lines import Held, Lines
 from forwarder.tail.lookup import OPEN, Key, encoding_of, key_of, leads_to
 
@@ -64,6 +64,8 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
     """What makes records of the lines of a table's files, for the path a file was found at."""
     floors: dict[str, int]
     """For each path, the modification time from which on files beside it may be unknown, in nanoseconds."""
+    ended: dict[str, tuple[Ended, ...]]
+    """For each path, the last files that stood there and were read to their end."""
 
 
 class TailedFile:
@@ -93,6 +95,7 @@ class TailedFile:
         "device",
         "finished",
         "head",
+        "held_back",
         "inode",
         "last",
         "modified",
@@ -135,6 +138,8 @@ class TailedFile:
         self.deleted = status.st_nlink == 0
         self.predecessor: TailedFile | None = None
         self.successors: tuple[TailedFile, ...] = ()
+        self.held_back = False
+        """It is not known yet what comes before it."""
         self.finished = False
         """Nothing more will be read from it."""
         self.rewritten = False
@@ -190,8 +195,8 @@ class TailedFile:
         return self._fd >= 0
 
     def let_go(self) -> bool:
-        # Of what is finished nobody keeps the path up to date, and Kafka may want it again.
-        if self.deleted or self.finished or not leads_to(self.path, self.key):
+        # Of what is finished nobody keeps the path up to date, and Kafka may want it again; nor of a part.
+        if self.deleted or self.finished or self._part_of is not None or not leads_to(self.path, self.key):
             return False
         os.close(self._fd)
         self._fd = -1
@@ -228,7 +233,7 @@ class TailedFile:
         return self.device, self.inode
 
     def read(self, max_bytes: int) -> Chunk | None:
-        if self.finished or self._waits():
+        if self.finished or self.held_back or self._waits():
             return None
         try:
             chunk = self._read(max_bytes) if not self.rewritten else self._released()
@@ -413,8 +418,7 @@ class TailedFile:
     def seek(self, position: int) -> None:
         if self.rewritten or self._lost:
             if not (self.rewritten and self._shared.recover(self, position)):
-                self._shared.counts.abandoned[self.app] += self._position - position
-                log.error("%s: %d bytes that Kafka did not take are gone from the file", self.path, self._position - position)
+                self.give_up(position, self._position)
             self._left = True
             return
         marks = self._marks
@@ -423,6 +427,11 @@ class TailedFile:
         self._position = self._searched = self._text = position
         self.finished = self._over = False
         self._held = None
+
+    def give_up(self, start: int, end: int) -> None:
+        """What is between there cannot be had again."""
+        self._shared.counts.abandoned[self.app] += end - start
+        log.error("%s: %d bytes that Kafka did not take are gone from the file", self.path, end - start)
 
     def commit(self, position: int) -> None:
         self._committed = position
@@ -464,6 +473,7 @@ class TailedFile:
             modified=self.modified,
             since=self._shared.floors.get(self.origin, 0),
             until=known if self.rewritten else 0,
+            ended=self._shared.ended.get(self.origin, ()),
         )
 
     def look(self) -> bool:
@@ -562,7 +572,7 @@ class TailedFile:
     def remaining(self) -> Iterator[list[bytes]]:
         """The records that are not known to be in Kafka, to the very end; for a file that nobody will read again."""
         self.seek(self._committed)
-        self.predecessor, self.last = None, True
+        self.predecessor, self.held_back, self.last = None, False, True
         self.settings = msgspec.structs.replace(self.settings, multiline=None)  # the spool has no place for several lines
         while chunk := self.read(SCAN_BYTES):
             yield chunk.records
@@ -577,6 +587,8 @@ class TailedFile:
         """Whether all there is of it has been read."""
         if self.finished:
             return True
+        if self.held_back:
+            return False
         with contextlib.suppress(OSError):
             self.size = self._status().st_size
         return self.size <= self._searched

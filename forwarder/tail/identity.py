@@ -20,12 +20,26 @@ SURE_BYTES = 16
 CONDENSED_BYTES = 128
 
 
+ENDED_KEPT = 8
+
+
+class Ended(msgspec.Struct, frozen=True, array_like=True):
+    """What is kept of a file that was read to its end, so that its archive is known whenever it is made."""
+
+    end: int
+    head_size: int
+    head: str
+    mark_size: int
+    mark: str
+
+
 class Identity(msgspec.Struct, frozen=True):
     """What is kept beside a position. `path` is where the file was when it was found, before any rotation.
 
     `modified`, in nanoseconds, is the file's modification time when it was last looked at; sizes are in bytes, `head` and
     `mark` are hexadecimal digests. Files beside it that were modified before `since`, in nanoseconds, are known.
-    A file that was written anew had been read to `until`, with head and mark before there; otherwise it is 0.
+    A file that was written anew had been read to `until`, with head and mark before there; otherwise it is 0. `ended` are the
+    last ENDED_KEPT files that stood at `path` before, oldest first.
     """
 
     path: str
@@ -38,6 +52,7 @@ class Identity(msgspec.Struct, frozen=True):
     modified: int
     since: int = 0
     until: int = 0
+    ended: tuple[Ended, ...] = ()
 
 
 def digest(content: bytes) -> str:
@@ -70,7 +85,7 @@ def mark_before(fd: int, end: int) -> bytes:
     return os.pread(fd, size, end - size)
 
 
-def holds(fd: int, identity: Identity, position: int) -> bool:
+def holds(fd: int, identity: Identity | Ended, position: int) -> bool:
     """Whether the open file has everything before `position` that was read of the one that `identity` tells of."""
     if os.fstat(fd).st_size < position:
         return False

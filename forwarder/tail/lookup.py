@@ -15,7 +15,7 @@ import msgspec
 from forwarder.tail.discovery import rotation_bases
 from forwarder.tail.identity import SURE_BYTES, Identity, holds
 from forwarder.tail.lines import Encoding
-from forwarder.tail.packed import name_before, unpack
+from forwarder.tail.packed import Sought, name_before, unpack
 
 log = logging.getLogger("forwarder.tail")
 
@@ -111,18 +111,16 @@ def find(identity: Identity, position: int, inodes: dict[int, list[Known]], besi
     return None
 
 
-def find_packed(identity: Identity, position: int, beside: Beside, scratch: Path) -> tuple[str, int] | None:
-    """As `find`, among the compressed files; the descriptor is that of an unpacked one, made in the directory `scratch`."""
-    if position < SURE_BYTES:
-        return None
-    for entry in beside.packed_from(identity.path):
+def find_packed(sought: Sought, beside: Beside, path: str, scratch: Path) -> tuple[str, int] | None:
+    """Path and descriptor of what is sought among the compressed files that were rotated from `path`; None if it is not there."""
+    for entry in beside.packed_from(path):
         try:
-            fd = unpack(entry.path, scratch, identity, position)
+            found = unpack(entry.path, scratch, [sought])
         except OSError as error:
             log.error("%s may hold lines that were not read, and cannot be read: %s", entry.path, error)
             continue
-        if fd is not None:
-            return entry.path, fd
+        if found is not None:
+            return entry.path, found[0]
     return None
 
 

@@ -12,11 +12,13 @@ import lzma
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from forwarder.tail.identity import MARK_BYTES, Identity, digest, holds
+import msgspec
+
+from forwarder.tail.identity import MARK_BYTES, Ended, Identity, digest, holds
 
 BLOCK_BYTES = 1 << 20
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
@@ -27,22 +29,41 @@ def name_before(name: str) -> str:
     return next((name.removesuffix(suffix) for suffix in _OPENERS if name.endswith(suffix)), "")
 
 
-def unpack(path: str, scratch: Path, identity: Identity | None = None, position: int = 0) -> int | None:
-    """Descriptor of a nameless file in the directory `scratch` with what the archive holds, but for what is before `position`.
+class Sought(msgspec.Struct, frozen=True):
+    """A file that may be in an archive: it was read to `end`, and what is behind `begin` is wanted."""
 
-    None if the archive does not hold the file that `identity` tells of. Raises OSError, also when the archive is damaged.
+    identity: Identity | Ended
+    end: int
+    begin: int
+
+
+def unpack(
+    path: str, scratch: Path, sought: Sequence[Sought], *, unknown: bool = False, stopped: Callable[[], bool] = lambda: False
+) -> tuple[int, int | None] | None:
+    """Descriptor of a nameless file in the directory `scratch` with what the archive holds, and the place in `sought` of that.
+
+    What is before its `begin` may be missing. If it is none of them, the result is None, or all the archive holds where it may
+    be `unknown`. Takes minutes for what is large, so this may run in a thread, until it is `stopped`. Raises OSError, also
+    when the archive is damaged or it was stopped.
     """
     with _OPENERS[Path(path).suffix](path) as archive, tempfile.TemporaryFile(dir=scratch, buffering=0) as file:
-        at = 0
+        at = begin = 0
+        alike: list[Sought] = []
         for block in _blocks(archive):
-            if at == 0 and identity is not None and digest(block[: identity.head_size]) != identity.head:
-                return None
-            if at == 0 or at + len(block) > position - MARK_BYTES:
+            if stopped():
+                raise OSError("the agent stops")
+            if at == 0:
+                alike = [each for each in sought if digest(block[: each.identity.head_size]) == each.identity.head]
+                if not alike and not unknown:
+                    return None
+                begin = min((min(each.begin, each.end - MARK_BYTES) for each in alike), default=0)
+            if at == 0 or at + len(block) > begin:
                 os.pwrite(file.fileno(), block, at)
             at += len(block)
-        if identity is not None and not holds(file.fileno(), identity, position):
-            return None
-        return os.dup(file.fileno())
+        found = next((sought.index(each) for each in alike if holds(file.fileno(), each.identity, each.end)), None)
+        if found is not None or (unknown and not alike):
+            return os.dup(file.fileno()), found
+    return unpack(path, scratch, (), unknown=True, stopped=stopped) if unknown else None
 
 
 def _blocks(archive: IO[bytes]) -> Iterator[bytes]:

@@ -51,8 +51,8 @@ from tests.harness.virtual import VirtualLoop
 STEPS = int(os.environ.get("FORWARDER_MODEL_STEPS", "10000"))
 STEPS_EACH = 50
 
-GLOBS = (("app.log", "web.log"), ("app.log*", "web.log*"), ("*.log",), ("*.log", "*.log*"))
-NAMES = ("app.log", "web.log")
+NAMES = ("app.log", "web.log", "job.log")
+GLOBS = (NAMES, tuple(f"{name}*" for name in NAMES), ("*.log",), ("*.log", "*.log*"))
 MANY = 1000
 """Of descriptors, more than there are files."""
 QUANTUM = 400
@@ -202,14 +202,22 @@ class Files(RuleBasedStateMachine):
             return [identity for row in positions.load() if (identity := decode(row.detail)) is not None]
 
     def is_known(self, name: str) -> bool:
-        """Whether the agent knows of such a file: of another nobody can tell what has to do with it."""
+        """Whether the agent knows of such a file: of another nobody can tell what has to do with it.
+
+        What it has sent anything of is known after a kill, too.
+        """
         if name not in self.known:
             if self.up:
                 self.let_pass(LOOKED)
                 self.known.add(name)
-            elif any(identity.path == f"{self.logs}/{name}" for identity in self.identities()):
+            elif self.is_sent(name) or any(identity.path == f"{self.logs}/{name}" for identity in self.identities()):
                 self.known.add(name)
         return name in self.known
+
+    def is_sent(self, name: str) -> bool:
+        """Whether something has arrived of what stands there now."""
+        body = self.current[name]
+        return body is not None and not self.arrived().isdisjoint(body.lines)
 
     def let_pass(self, seconds: float) -> None:
         self.loop.pass_time(seconds)
@@ -564,6 +572,35 @@ class Files(RuleBasedStateMachine):
         if start:
             self.launch()
 
+    @precondition(lambda self: self.up)
+    @rule(
+        order=st.permutations(NAMES),
+        stored=st.integers(0, 5),
+        before=st.sampled_from(looks),
+        after=st.sampled_from(looks),
+        style=styles,
+    )
+    def kill_when_inodes_have_changed_owners(
+        self, order: list[str], stored: int, before: float, after: float, style: str
+    ) -> None:
+        """Files are deleted and others created, and once the agent is gone these are rotated."""
+        self.let_pass(LOOKED)
+        for name, body in self.current.items():
+            if body is not None and body.path is not None and self.has_arrived([body]):
+                self.unlink(body.path)
+                body.path = self.current[name] = None
+                body.touched = self.loop.time()
+                body.close()
+        self.let_pass(before)
+        for name in order:
+            self.write(name, [10, 100])
+        self.let_pass(after)
+        self.crash(stored)
+        for name in order:
+            self.write(name, [100])
+            self.rotate(name, style, recreate=True)
+            self.write(name, [10])
+
     @precondition(lambda self: not self.up)
     @rule()
     def start(self) -> None:
@@ -649,6 +686,22 @@ def test_what_kafka_refuses_in_the_moment_of_a_truncation_is_read_once_in_the_co
     files.truncate_file(body)
     files.kafka_refuses()
     files.write("app.log", [10])
+    files.teardown()
+
+
+def test_the_copy_of_a_file_that_was_not_open_and_is_renamed_at_once_is_not_sent_again() -> None:
+    files = Files()
+    files.begin(GLOBS[0], descriptors=2)
+    files.write("app.log", [0] * 6)
+    files.write("web.log", [100])
+    files.look(SETTLED)
+    files.write("job.log", [100])
+    files.rotate("web.log", "suffix", recreate=True)
+    files.look(SETTLED)
+    assert files.is_known("app.log")
+    files.copytruncate("app.log", "suffix")
+    files.rotate("app.log", "numbered", recreate=True)
+    files.wait_long()
     files.teardown()
 
 

@@ -155,3 +155,26 @@ def test_a_directory_deleted_with_its_files_and_made_again_is_followed_again(sto
         writer.path.parent.rmdir()
     story.open("sub/last.log").write(20)
     story.assert_exact()
+
+
+def test_what_is_written_under_a_name_used_again_is_found_after_a_kill_and_a_rotation(story: Story) -> None:
+    story.writer.write(10)
+    story.start()
+    for _ in range(2):
+        story.await_arrived()
+        story.writer.delete()
+        story.writer.file.close()
+        eventually(lambda: not story.saved(), what="the row of the deleted file to go")
+        story.writer.reopen()
+        story.writer.write(10)
+        story.await_arrived()
+        story.agent.kill()
+        story.writer.write(10)
+        story.writer.rotate()
+        story.writer.write(10)
+        story.agent.start()
+        for path in story.logs.glob("app.log.*"):
+            story.await_saved(path)
+            path.unlink()
+    verdict = story.assert_none_lost()
+    assert verdict.duplicated <= 2 * 10

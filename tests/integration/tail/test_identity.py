@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -322,4 +324,24 @@ def test_a_file_replaced_in_one_step_is_read_from_its_start(story: Story) -> Non
         replacement.write(50)
         replacement.path.replace(story.writer.path)
         story.writer.sent += 50
+    story.assert_exact()
+
+
+def test_of_two_positions_with_one_inode_the_right_one_is_resumed_wherever_the_file_was_moved(story: Story) -> None:
+    story.writer.write(100)
+    story.start("**/*.log")
+    story.await_delivered(100)
+    story.stop()
+    # As a kill leaves it that came between a deletion and the next use of the inode.
+    with contextlib.closing(sqlite3.connect(story.agent.state / "positions.db", isolation_level=None)) as database:
+        name, position, detail = database.execute("SELECT name, position, detail FROM source").fetchone()
+        other = {**json.loads(detail), "path": str(story.logs / "other.log"), "head": "0" * 32}
+        database.execute("INSERT INTO source VALUES (?, ?, ?)", (name.replace("app", "other"), position, json.dumps(other)))
+    story.writer.write(100)
+    moved = story.logs / "some" / "where" / "else.log"
+    moved.parent.mkdir(parents=True)
+    story.writer.path.rename(moved)
+    story.agent.start()
+    story.await_arrived(200)
+    eventually(lambda: len(story.saved()) == 1, what="one row")
     story.assert_exact()

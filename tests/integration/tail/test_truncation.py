@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+from collections.abc import Sequence
 
 import pytest
 
+from tests.harness.agent import BOUND_BY_PERMISSIONS
 from tests.harness.wait import eventually
 from tests.integration.tail.story import Story
 
@@ -351,4 +354,59 @@ def test_a_truncation_from_beyond_two_gigabytes_is_noticed(story: Story, down: b
     story.writer.write(100)
     if down:
         story.agent.start()
+    story.assert_exact()
+
+
+def truncate_with_lines_in_flight(story: Story, glob: str, wrapper: Sequence[str]) -> None:
+    """Of a file that is copied and truncated Kafka has got ten lines, and the agent is killed."""
+    story.writer.write(10)
+    story.start(glob, wrapper=wrapper)
+    story.await_delivered()
+    story.await_saved()
+    story.kafka.kill()
+    story.writer.write(100)
+    eventually(lambda: story.agent.status()["kafka"]["in_flight_bytes"] > 0, what="lines to be on their way")
+    story.writer.copy_truncate()
+    eventually(lambda: len(story.saved()) > 1, what="the truncation to be written down")
+    story.agent.kill()
+    story.kafka.up()
+
+
+def test_a_copy_that_cannot_be_opened_after_a_kill_is_tried_again(story_with_own_kafka: Story) -> None:
+    story = story_with_own_kafka
+    truncate_with_lines_in_flight(story, "app.log", BOUND_BY_PERMISSIONS)
+    story.writer.old(1).chmod(0)
+    story.agent.start()
+    story.writer.write(10)
+    story.await_delivered(10)
+    assert f"a copy of {story.writer.path} cannot be read: Permission denied; it is tried again" in story.agent.log()
+    story.writer.old(1).chmod(0o600)
+    story.assert_exact()
+
+
+READS_THAT_FAIL = """
+import errno, os, runpy, sys
+
+def pread(fd, size, offset, real=os.pread):
+    if size > 4096 and os.readlink(f"/proc/self/fd/{fd}").endswith(".1") and os.path.exists(sys.argv[0]):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    return real(fd, size, offset)
+
+broken = sys.argv[1]
+os.pread = pread
+sys.argv[:] = [broken, *sys.argv[sys.argv.index("-m") + 2 :]]
+runpy.run_module("forwarder", run_name="__main__")
+"""
+"""A disk that cannot read the copy as long as there is a file of that name."""
+
+
+def test_a_copy_that_cannot_be_read_after_a_kill_is_tried_again(story_with_own_kafka: Story) -> None:
+    story = story_with_own_kafka
+    broken = story.logs.parent / "broken"
+    truncate_with_lines_in_flight(story, "app.log*", (sys.executable, "-c", READS_THAT_FAIL, str(broken)))
+    broken.touch()
+    story.agent.start()
+    story.writer.write(10)
+    eventually(lambda: "app.log.1 cannot be read: Input/output error; it is tried again" in story.agent.log(), what="a failure")
+    broken.unlink()
     story.assert_exact()
