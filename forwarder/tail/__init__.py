@@ -24,7 +24,7 @@ from forwarder import config
 from forwarder.positions import Saved
 from forwarder.route import Route
 from forwarder.source import Source, Wake
-from forwarder.tail.archives import Archives
+from forwarder.tail.archives import Archives, is_unpacked
 from forwarder.tail.arrivals import Arrivals
 from forwarder.tail.claims import Claims
 from forwarder.tail.copies import Copies
@@ -115,7 +115,7 @@ class Tails:
             renew=renew,
         )
         self._claims = Claims(forget)
-        self._archives = Archives(self._register, self._claims, scratch)
+        self._archives = Archives(self._register, self._claims, scratch, self._walk_due.set)
         self._copies = Copies(self._register, self._claims, self._archives)
         self._arrivals = Arrivals(
             self._register, self._claims, self._archives, walk_soon=self._walk_due.set, clock=clock, to_end=first_start
@@ -157,7 +157,7 @@ class Tails:
     def rescue(self, keep: Callable[[config.Tail, list[bytes]], None]) -> None:
         """What is left of deleted files ends with the agent: hand undelivered records to `keep`, which may raise OSError."""
         for file in self._all():
-            if not file.deleted or not file.undelivered or file.rewritten:
+            if not file.deleted or not file.undelivered or file.rewritten or is_unpacked(file):
                 continue
             try:
                 for records in file.remaining():
@@ -170,7 +170,7 @@ class Tails:
     def close(self) -> None:
         self._archives.close()
         for file in self._all():
-            if file.deleted and file.undelivered:
+            if file.deleted and file.undelivered and not is_unpacked(file):
                 self.counts.abandoned[file.app] += file.undelivered
                 log.error("%s is deleted, and %d bytes of it are not in Kafka: they are lost", file.path, file.undelivered)
             file.close()

@@ -10,6 +10,7 @@ import asyncio
 import functools
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -20,7 +21,7 @@ from forwarder.tail.claims import Claims
 from forwarder.tail.file import TailedFile
 from forwarder.tail.identity import SURE_BYTES, Identity
 from forwarder.tail.lookup import Entry
-from forwarder.tail.packed import Sought, unpack
+from forwarder.tail.packed import Sought, name_before, unpack
 from forwarder.tail.register import Register
 
 log = logging.getLogger("forwarder.tail")
@@ -41,9 +42,10 @@ class Unpacking(msgspec.Struct):
 
 
 class Archives:
-    def __init__(self, register: Register, claims: Claims, scratch: Path) -> None:
+    def __init__(self, register: Register, claims: Claims, scratch: Path, walk_soon: Callable[[], None]) -> None:
         """`scratch` is a directory for what is unpacked."""
         self.scratch = scratch
+        self._walk_soon = walk_soon
         self._register = register
         self._claims = claims
         self._unpacking: dict[str, Unpacking] = {}
@@ -85,6 +87,8 @@ class Archives:
                 for identity, row in self._wanted(unpacking):
                     self._claims.give_up(identity, row)
                 del self._unpacking[path]
+                if files:
+                    self._register.at.setdefault(path, files[-1])
                 later = unpacking.waiting
                 if later is not None:
                     later.held_back = False
@@ -141,4 +145,10 @@ class Archives:
             return None
         file = self._register.new(unpacking.tail, path, entry.path, fd, begin)
         self._register.begin(file)
+        self._walk_soon()  # it stands nowhere, and the next walk notes that
         return file
+
+
+def is_unpacked(file: TailedFile) -> bool:
+    """Whether it has no name because it was made of an archive, where it can be found again."""
+    return file.path != file.origin and bool(name_before(file.path)) and os.path.lexists(file.path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import subprocess
 import sys
@@ -104,6 +105,32 @@ def test_what_a_writer_adds_to_a_renamed_file_that_was_let_go_of_is_read(story: 
     story.writer.write(10)
     story.await_delivered(files.total + 20)
     judge(story.values(files.total + 20), {"w": 20, **files.written}).assert_exact()
+
+
+def test_a_file_with_the_inode_of_one_that_was_let_go_of_empty_goes_by_its_own_name(story: Story) -> None:
+    empty = [story.logs / f"{number}.log" for number in range(FILES)]
+    for path in empty:
+        path.touch()
+    story.start("*.log", wrapper=FEW_DESCRIPTORS)
+    eventually(lambda: story.tail("files") == FILES + 1, what="all files to be known")
+    followed = eventually(story.open_files)
+    gone = next(path for path in empty if str(path) not in followed)
+    inode = gone.stat().st_ino
+    gone.unlink()
+    other = story.logs / "other.tmp"
+
+    def has_its_inode() -> bool:
+        other.unlink(missing_ok=True)
+        other.write_bytes(b"a line of text\n")
+        return other.stat().st_ino == inode
+
+    try:
+        eventually(has_its_inode, timeout=3)
+    except AssertionError:
+        pytest.skip("this file system does not use an inode again soon")
+    other = other.rename(story.logs / "other.log")
+    (value,) = story.values(1)
+    assert json.loads(value)["path"] == str(other)
 
 
 FEW_WATCHES = """

@@ -120,6 +120,26 @@ def test_a_damaged_archive_is_said_to_be_one_and_the_rest_goes_on(story: Story) 
     judge(values, {"w": [*range(1000), *range(2000, 2010)]}).assert_exact()
 
 
+def test_what_is_left_of_an_archive_when_the_agent_stops_stays_there(story_with_own_kafka: Story) -> None:
+    story = story_with_own_kafka
+    story.writer.write(100)
+    story.start()
+    story.await_delivered()
+    story.stop()
+    story.kafka.kill()
+    story.writer.write(1000)
+    story.writer.rotate()
+    compress(story.writer.old(1))
+    story.agent.start()
+    eventually(lambda: story.tail("rotated_or_deleted") == 1, what="the archive to be read")
+    story.stop()
+    assert not list(story.agent.state.glob("spool/*/*.seg"))
+    assert story.abandoned() == 0
+    story.kafka.up()
+    story.agent.start()
+    story.assert_exact()
+
+
 def rotate_as_python_does(story: Story) -> None:
     """As a RotatingFileHandler with the usual `rotator` does: the archive is as old as its making."""
     for number in range(8, 0, -1):
