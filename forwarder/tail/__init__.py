@@ -29,7 +29,7 @@ from forwarder.tail.arrivals import Arrivals
 from forwarder.tail.claims import Claims
 from forwarder.tail.copies import Copies
 from forwarder.tail.descriptors import Descriptors
-from forwarder.tail.discovery import Found, rotation_bases, walk
+from forwarder.tail.discovery import Found, may_be_renamed, walk
 from forwarder.tail.file import Counts, Shared, TailedFile
 from forwarder.tail.growth import Growth
 from forwarder.tail.identity import SURE_BYTES, holds
@@ -302,7 +302,7 @@ class Tails:
         Of one hardly read at all the name must tell.
         """
         name, before = path.rpartition("/")[2], file.origin.rpartition("/")[2]
-        if file.position < SURE_BYTES and before not in (name, *rotation_bases(name)):
+        if file.position < SURE_BYTES and not may_be_renamed(before, name, file.position):
             return False
         fd = self._register.descriptor(path)
         if fd is None:

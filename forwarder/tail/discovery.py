@@ -141,3 +141,12 @@ def rotation_bases(name: str) -> list[str]:
     if dated and sum(map(str.isdigit, dated["date"])) >= _DATE_DIGITS:
         bases.append(dated["stem"] + dated["extension"])
     return bases
+
+
+def may_be_renamed(before: str, name: str, position: int) -> bool:
+    """Whether a rotation may have renamed a file `before` to `name`, of which no more than up to `position` can tell.
+
+    Of a file that was not read at all nothing but the name can; of others a number may have been raised, as in `app.log.2`.
+    """
+    bases = {name, *rotation_bases(name)}
+    return before in bases or (position > 0 and not bases.isdisjoint(rotation_bases(before)))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from forwarder.tail.discovery import rotation_bases
+from forwarder.tail.discovery import may_be_renamed, rotation_bases
 from forwarder.tail.identity import SURE_BYTES, Identity, holds
 from forwarder.tail.lines import Encoding
 from forwarder.tail.packed import Sought, name_before, unpack
@@ -88,13 +88,13 @@ def find(identity: Identity, position: int, inodes: dict[int, list[Known]], besi
         if os.stat(identity.path).st_ino == identity.inode:
             paths.append(identity.path)
     same = beside.by_inode.get(identity.inode, [])
-    rotated = beside.rotated_from(identity.path)
     if position >= SURE_BYTES:
         paths += [entry.path for entry in same]
-        paths += [entry.path for entry in rotated if entry not in same]
+        paths += [entry.path for entry in beside.rotated_from(identity.path) if entry not in same]
     else:
         # Of a file hardly read at all the name must tell: its inode may be another file's by now.
-        paths += [entry.path for entry in same if entry in rotated]
+        before = identity.path.rpartition("/")[2]
+        paths += [entry.path for entry in same if may_be_renamed(before, entry.name, position)]
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
             fd = os.open(path, OPEN)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from forwarder.tail.discovery import matches, rotation_bases, walk
+from forwarder.tail.discovery import matches, may_be_renamed, rotation_bases, walk
 
 TREE = ["app.log", "app.log.1", "b.log", ".hidden.log", "sub/c.log", "sub/deep/d.log", "sub/.git/e.log", "sub/app.log.gz"]
 
@@ -88,3 +88,21 @@ def test_a_directory_that_may_not_be_entered_is_named_and_the_others_are_searche
         (tree / "sub").chmod(0o755)
     assert [Path(path).name for path in found.files] == ["app.log", "b.log"]
     assert found.unreadable == {f"{tree}/sub/deep": "Permission denied"}
+
+
+@pytest.mark.parametrize(
+    ("before", "name", "position", "may"),
+    [
+        ("app.log", "app.log", 0, True),
+        ("app.log", "app.log.1", 0, True),
+        ("app.log.1", "app.log.2", 0, False),
+        ("app.log.1", "app.log.2", 5, True),
+        ("app.log.1", "app.log-20261124", 5, True),
+        ("app.log.1", "web.log.2", 5, False),
+        ("app.log", "web.log", 5, False),
+    ],
+)
+def test_the_name_tells_what_a_file_hardly_read_may_have_been_renamed_to(
+    before: str, name: str, position: int, may: bool
+) -> None:
+    assert may_be_renamed(before, name, position) == may
