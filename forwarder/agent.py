@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import fcntl
 import gc
+import itertools
 import logging
 import os
 import signal
@@ -35,6 +36,9 @@ log = logging.getLogger("forwarder.agent")
 TICK = 1.0
 SAVE_SECONDS = 0.25
 """How often positions go to disk if they have moved: what is sent again after a kill is what was sent since."""
+ALIVE_TICKS = 5
+ALIVE_GRACE = 5.0
+"""Seconds before the last sign of life in which something may have happened that was not seen."""
 BUSY_TICKS = 5
 STOPPED_AT_ONCE = 130
 
@@ -89,7 +93,7 @@ class Agent:
                 forget=self.shipper.forget,
                 renew=self.shipper.renew,
                 clock=time.time,
-                first_start=positions.fresh,
+                since=None if positions.fresh else self._last_alive(),
                 scratch=self._state,
             )
             server = http.Server(self._pages)
@@ -172,7 +176,9 @@ class Agent:
     async def _tick(self) -> None:
         """Once a second: housekeeping, and a sign of life."""
         busy = BUSY_TICKS
-        while True:
+        for tick in itertools.count():
+            if tick % ALIVE_TICKS == 0:
+                self._note_alive()
             await asyncio.sleep(TICK)
             self.shipper.tick()
             if self.config.spool.fsync == "never":
@@ -181,6 +187,20 @@ class Agent:
                 self.listener.retry()
             busy = self._give_back(busy)
             self._notifier.send(WATCHDOG=1)
+
+    def _note_alive(self) -> None:
+        """Until now whatever appeared was seen: the next start looks for what came and went since."""
+        now = int(time.time() * 1e9)
+        with contextlib.suppress(OSError):
+            (self._state / "alive").touch(mode=0o600)
+            os.utime(self._state / "alive", ns=(now, now))
+
+    def _last_alive(self) -> float:
+        """Until when, in seconds since 1970, the last run saw all there was; until now if that is not known."""
+        try:
+            return (self._state / "alive").stat().st_mtime - ALIVE_GRACE
+        except OSError:
+            return time.time()
 
     def _give_back(self, busy: int) -> int:
         """Once after a busy time, the start too, let the C library return memory; gives the number of ticks until then."""
@@ -221,6 +241,7 @@ class Agent:
     async def _shut_down(self, tasks: list[asyncio.Future[None]]) -> None:
         self._notifier.send(STOPPING=1, STATUS="draining")
         log.info("stopping: sending what is left for at most %g seconds", self.config.agent.shutdown_timeout)
+        self._note_alive()
         await self.listener.stop()
         for task in tasks:
             task.cancel()

@@ -65,12 +65,13 @@ class Tails:
         forget: Callable[[str], None],
         renew: Callable[[Source], None],
         clock: Callable[[], float],
-        first_start: bool,
+        since: float | None,
         scratch: Path,
     ) -> None:
         """`saved` are the rows of the last run; `forget` gets the name of each that leads to nothing any more.
 
-        `renew` saves a source's position again. `scratch` is a directory for what is unpacked.
+        `renew` saves a source's position again. `since`, in seconds since 1970, is until when the last run saw what there was;
+        None if this is the first. `scratch` is a directory for what is unpacked.
         """
         self.counts = Counts()
         self._tails = tails
@@ -118,7 +119,7 @@ class Tails:
         self._archives = Archives(self._register, self._claims, scratch, self._walk_due.set)
         self._copies = Copies(self._register, self._claims, self._archives)
         self._arrivals = Arrivals(
-            self._register, self._claims, self._archives, walk_soon=self._walk_due.set, clock=clock, to_end=first_start
+            self._register, self._claims, self._archives, walk_soon=self._walk_due.set, clock=clock, since=since
         )
 
     # The life of it
@@ -127,9 +128,13 @@ class Tails:
         """Take up what the last run left, and what is there."""
         Resume(self._register, self._claims, self._archives, self._copies, self._arrivals).take_up(self._saved)
         self._saved.clear()
-        self._take(_walk_all(self._tails), [])
+        found = _walk_all(self._tails)
+        self._take(found, [])
+        for _, there in found:
+            self._arrivals.look_at_vacant_paths(there.directories)
+        self._register.beside_directory.cache_clear()
         self._claims.give_up_closed()
-        self._arrivals.to_end = False
+        self._arrivals.starting = False
 
     async def run(self) -> None:
         """Follow the files until cancelled."""
@@ -208,6 +213,7 @@ class Tails:
             # Only what was truncated before the walk: of that a copy, if there is one, will be found.
             rewritten = [file for file in self._register.files.values() if file.rewritten]
             self._take(await self._loop.run_in_executor(None, _walk_all, self._tails), rewritten)
+            self._register.beside_directory.cache_clear()
             cost = self._loop.time() - began
             # However often something changes, nine tenths of the time are for other things.
             await asyncio.sleep(max(SHORTEST_WALK_GAP, 9 * cost))
@@ -248,7 +254,6 @@ class Tails:
         self._note_gone(seen)
         self._arrivals.end_walk()
         self._watch(directories)
-        register.beside_directory.cache_clear()
 
     def _changed_directories(self) -> set[str]:
         """Directories of the paths in which names have come or gone since the last call."""

@@ -68,9 +68,11 @@ class Archives:
     def are_awaited(self, path: str) -> bool:
         return path in self._unpacking
 
-    def hold_back(self, path: str, file: TailedFile) -> None:
-        """Have the file at `path` wait for what is in the archives."""
-        self._unpacking[path].waiting, file.held_back = file, True
+    def put_before(self, path: str, files: list[TailedFile]) -> list[TailedFile]:
+        """Have the first of `files`, which stood at `path`, wait for what is in the archives, if any are awaited."""
+        if files and path in self._unpacking:
+            self._unpacking[path].waiting, files[0].held_back = files[0], True
+        return files
 
     async def run(self) -> None:
         """Unpack what is awaited, until cancelled."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 
 import msgspec
@@ -60,10 +60,13 @@ class Arrivals:
         *,
         walk_soon: Callable[[], None],
         clock: Callable[[], float],
-        to_end: bool,
+        since: float | None,
     ) -> None:
-        self.to_end = to_end
-        """Files that are not known are read as their table's `start` says, and not from their beginning."""
+        """`since`, in seconds since 1970, is until when the last run saw what there was; None if this is the first."""
+        self.starting = True
+        self._first = since is None
+        self._since = int((clock() if since is None else since) * 1e9) - CLOCK_GRAIN
+        """Of a path that is not known: since when what stood there is ours, in nanoseconds."""
         self._register = register
         self._claims = claims
         self._archives = archives
@@ -108,14 +111,34 @@ class Arrivals:
             os.close(fd)
             return
         register.files[file.key] = file  # known before others are looked for: it may just have been renamed
-        if before is not None:
+        if before is None:
+            self._begin_path(tail, path)
+            register.chain(self._archives.put_before(path, [*self.unseen(tail, path), file]))
+        else:
             register.chain([before, *self.unseen(tail, path), file])
-        elif self._archives.are_awaited(path):
-            self._archives.hold_back(path, file)
         self._note_copy(copied, file)
-        register.floors.setdefault(path, int(self._clock() * 1e9) - CLOCK_GRAIN)
         register.stands(file, path)
         self._begin(file)
+
+    def look_at_vacant_paths(self, directories: Iterable[str]) -> None:
+        """At a start: what stood for a while, since the last run, at paths of which nobody knows and where nothing stands now."""
+        register = self._register
+        for directory in directories if not self._first else ():
+            for path in register.beside_directory(directory).paths_before():
+                tail = register.tail_of(path) if path not in register.at else None
+                if tail is None:
+                    continue
+                self._begin_path(tail, path)
+                files = self._archives.put_before(path, self.unseen(tail, path))
+                register.chain(files)
+                if files:
+                    register.at[path] = files[-1]
+
+    def _begin_path(self, tail: config.Tail, path: str) -> None:
+        """Nothing is known of the path: what has stood there since the last run, unseen and also compressed by now, is ours."""
+        self._register.floors.setdefault(path, self._since)
+        if self.starting and not self._first:
+            self._archives.look_for_unseen(tail, path)
 
     def _beginning(self, tail: config.Tail, fd: int, copied: TailedFile | None) -> int:
         """Where to begin in a file that is not known."""
@@ -124,7 +147,7 @@ class Arrivals:
             return read_to
         if copied is not None:
             return copied.behind_copy(fd)
-        if self.to_end and tail.start == "end":
+        if self.starting and self._first and tail.start == "end":
             return start_of_last_line(fd, encoding_of(fd, tail.encoding))
         return 0
 

@@ -46,6 +46,7 @@ class Beside:
         self._rotated: dict[str, list[Entry]] = {}
         self._packed: dict[str, list[Entry]] = {}
         self.directories: list[str] = []
+        self._directory = directory
         entries = sorted(self._entries(directory), key=lambda entry: entry.modified)
         names = {entry.name for entry in entries}
         for entry in entries:
@@ -55,6 +56,10 @@ class Beside:
             for base in rotation_bases(before or entry.name):
                 if before not in names:
                     by_base.setdefault(base, []).append(entry)
+
+    def paths_before(self) -> list[str]:
+        """Where the files in the directory may have been rotated from, by their names."""
+        return [os.path.join(self._directory, base) for base in {**self._rotated, **self._packed}]
 
     def rotated_from(self, path: str) -> Sequence[Entry]:
         """What the path's file may have been renamed to, or copied to, by its name; oldest first."""

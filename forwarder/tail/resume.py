@@ -121,8 +121,6 @@ class Resume:
         rotated = [file for file in files if file.path != path]
         self._archives.look_for_unseen(tail, path)
         files = [*rotated, *self._arrivals.unseen(tail, path), *standing]
-        self._register.chain(files)
-        if files and self._archives.are_awaited(path):
-            self._archives.hold_back(path, files[0])
+        self._register.chain(self._archives.put_before(path, files))
         if files:
             self._register.at[path] = files[-1]

@@ -39,12 +39,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from forwarder import config
 from forwarder.agent import Agent
-from forwarder.positions import Positions
 from forwarder.source import TAIL_PREFIX
 from forwarder.systemd import Notifier
 from forwarder.tail import inotify
 from forwarder.tail.descriptors import Descriptors
-from forwarder.tail.identity import SURE_BYTES, Identity, decode
+from forwarder.tail.identity import SURE_BYTES
 from tests.harness.broker import Broker
 from tests.harness.virtual import VirtualLoop
 
@@ -161,8 +160,6 @@ class Files(RuleBasedStateMachine):
         """Every file there is."""
         self.truncated: set[str] = set()
         """Names of which the agent may not have seen yet that they were truncated."""
-        self.known: set[str] = set()
-        """Names that the agent is sure to have met in this run, or to have written down in the last."""
         self.inodes: set[int] = set()
         self.day = 0
         self.allowed: Counter[bytes] = Counter()
@@ -190,34 +187,8 @@ class Files(RuleBasedStateMachine):
         self.agent = Agent(settings, Notifier({}), lambda agent: {})
         self.task = self.loop.create_task(self.agent.run())
         self.run_began = len(self.broker.taken)
-        self.known.clear()
         while not self.agent.ready:
             self.let_pass(0.001)
-
-    def identities(self) -> list[Identity]:
-        """What is on disk of the files that the agent knows."""
-        if not (self.root / "state").exists():
-            return []
-        with contextlib.closing(Positions(self.root / "state" / "positions.db")) as positions:
-            return [identity for row in positions.load() if (identity := decode(row.detail)) is not None]
-
-    def is_known(self, name: str) -> bool:
-        """Whether the agent knows of such a file: of another nobody can tell what has to do with it.
-
-        What it has sent anything of is known after a kill, too.
-        """
-        if name not in self.known:
-            if self.up:
-                self.let_pass(LOOKED)
-                self.known.add(name)
-            elif self.is_sent(name) or any(identity.path == f"{self.logs}/{name}" for identity in self.identities()):
-                self.known.add(name)
-        return name in self.known
-
-    def is_sent(self, name: str) -> bool:
-        """Whether something has arrived of what stands there now."""
-        body = self.current[name]
-        return body is not None and not self.arrived().isdisjoint(body.lines)
 
     def let_pass(self, seconds: float) -> None:
         self.loop.pass_time(seconds)
@@ -231,7 +202,6 @@ class Files(RuleBasedStateMachine):
         self.loop.signal_handlers[signal.SIGTERM]()
         assert self.loop.run_until_complete(self.task) == 0
         self.agent = None
-        self.known.clear()
         for body in self.bodies:
             if body.deleted:
                 body.close()
@@ -257,7 +227,6 @@ class Files(RuleBasedStateMachine):
         self.agent.spools.close()
         self.agent.tails.close()
         self.agent = None
-        self.known.clear()
 
     def unsaved(self) -> set[bytes]:
         """What has arrived of this run's, with no position on disk behind it."""
@@ -426,7 +395,7 @@ class Files(RuleBasedStateMachine):
     @rule(name=names, style=styles, recreate=st.booleans())
     def rotate(self, name: str, style: str, recreate: bool) -> None:
         body = self.current[name]
-        if body is None or body.path is None or not self.is_known(name):
+        if body is None or body.path is None:
             return
         self.let_clock_tick()
         self.move(body.path, self.rotated_path(name, style))
@@ -446,8 +415,6 @@ class Files(RuleBasedStateMachine):
             if not self.up:
                 return
             self.let_pass(SETTLED)
-        if not self.is_known(name):
-            return
         self.finish(body)
         if body.path.stat().st_size < SURE_BYTES:
             # So little is never taken for a copy.
@@ -698,7 +665,6 @@ def test_the_copy_of_a_file_that_was_not_open_and_is_renamed_at_once_is_not_sent
     files.write("job.log", [100])
     files.rotate("web.log", "suffix", recreate=True)
     files.look(SETTLED)
-    assert files.is_known("app.log")
     files.copytruncate("app.log", "suffix")
     files.rotate("app.log", "numbered", recreate=True)
     files.wait_long()

@@ -37,7 +37,7 @@ def follow(directory: Path, saved: list[Saved], work: Callable[[Tails, list[Sour
             forget=lambda name: None,
             renew=lambda source: None,
             clock=time.time,
-            first_start=not saved,
+            since=time.time() if saved else None,
             scratch=directory,
         )
         try:

@@ -305,3 +305,14 @@ def test_two_hundred_rotations_of_a_few_lines_lose_and_repeat_nothing(story: Sto
         story.writer.rotate_dated(f"20260101{number:03d}")
     story.writer.write(3)
     story.assert_exact()
+
+
+def test_files_that_rotate_as_soon_as_their_path_is_there_are_all_read(story: Story) -> None:
+    story.start("*.log").await_quiet()
+    others = [story.open(f"new{number}.log") for number in range(5)]
+    for _ in range(10):
+        for other in others:
+            other.write(5)
+            other.rotate()
+    story.await_delivered()
+    story.assert_exact()

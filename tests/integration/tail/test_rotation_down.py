@@ -260,3 +260,40 @@ def test_what_was_rotated_while_kafka_was_away_is_found_after_a_restart(story_wi
     story.kafka.up()
     story.agent.start()
     story.assert_exact()
+
+
+@pytest.mark.parametrize("kill", [False, True], ids=["stopped", "killed"])
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "compressed"])
+@pytest.mark.parametrize("stands", [True, False], ids=["stands", "vacant"])
+def test_what_came_and_went_while_the_agent_was_down_is_read_at_a_path_that_it_never_saw(
+    story: Story, kill: bool, packed: bool, stands: bool
+) -> None:
+    story.start("*.log")
+    story.writer.write(10)
+    story.await_delivered()
+    story.stop(kill)
+    other = story.open("new.log")
+    for _ in range(2):
+        other.write(10)
+        other.rotate()
+    if packed:
+        subprocess.run(["gzip", other.old(2)], check=True)
+    if stands:
+        other.write(10)
+    else:
+        other.path.unlink()
+    story.agent.start()
+    story.await_arrived()
+    story.assert_none_lost() if kill else story.assert_exact()
+
+
+def test_what_was_rotated_before_the_first_start_is_left_alone(story: Story) -> None:
+    story.writer.raw(b"an old line that nobody asked for\n")
+    story.writer.rotate()
+    story.writer.write(10)
+    story.start("*.log")
+    story.await_delivered()
+    story.restart()
+    story.writer.write(10)
+    story.await_arrived()
+    story.assert_exact()
