@@ -100,7 +100,7 @@ def status(agent: Agent) -> dict[str, Any]:
 
 
 def _dropped(agent: Agent) -> Counter[tuple[str, str]]:
-    return agent.spools.dropped
+    return agent.spools.dropped + agent.shipper.dropped
 
 
 def _connections(agent: Agent) -> Counter[str]:
