@@ -36,6 +36,11 @@ POLL = 0.005
 SHOWN = 300
 """Characters of a value that `show` prints."""
 
+FEW = 16
+
+Record = tuple[str, "bytes | None", bytes]
+"""Topic, key and value."""
+
 T = TypeVar("T")
 
 
@@ -275,15 +280,23 @@ class _Sender:
 
     def send(self, letters: list[DeadLetter]) -> list[Refused]:
         """Send and wait for the answers; returns what was refused. Raises NotNow when there are no answers any more."""
+        return self._find_refused([(self._to or letter.topic, letter.key, letter.value) for letter in letters])
+
+    def _find_refused(self, records: list[Record]) -> list[Refused]:
+        """A record is refused with whatever shared its batch: those are sent again by halves, few of them one by one."""
         from forwarder.kafka import FOR_GOOD
 
-        refused = self._send(self._batched, [(self._to or letter.topic, letter.key, letter.value) for letter in letters])
-        # Such a one may only have shared a batch with the one to blame.
-        again = [each for each in refused if each.error.code() in FOR_GOOD]
-        others = [each for each in refused if each.error.code() not in FOR_GOOD]
-        return others + self._send(self._single, [(each.topic, each.key, each.value) for each in again])
+        if len(records) <= FEW:
+            return self._send(self._single, records)
+        refused = self._send(self._batched, records)
+        found = [each for each in refused if each.error.code() not in FOR_GOOD]
+        again = [(each.topic, each.key, each.value) for each in refused if each.error.code() in FOR_GOOD]
+        half = len(again) // 2
+        for part in (again[:half], again[half:]):
+            found += self._find_refused(part)
+        return found
 
-    def _send(self, kafka: Kafka, records: list[tuple[str, bytes | None, bytes]]) -> list[Refused]:
+    def _send(self, kafka: Kafka, records: list[Record]) -> list[Refused]:
         from forwarder.flight import Refused
 
         left, refused = len(records), list[Refused]()

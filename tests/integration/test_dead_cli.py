@@ -261,23 +261,28 @@ def test_a_replay_that_is_killed_at_any_moment_loses_nothing(stopped: Agent, kaf
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    good = [b'{"seq":%d,"text":"%s"}' % (number, b"x" * 500) for number in range(20_000)]
+    good = [b'{"seq":%d,"text":"%s"}' % (number, b"x" * 500) for number in range(40_000)]
     bad = [large(number) for number in range(100_000, 100_020)]
     other = [b'{"seq":%d}' % number for number in range(200_000, 200_020)]
     letters = [letter(value, small) for value in good + bad] + [letter(value, "elsewhere") for value in other]
     chance.shuffle(letters)
     dead.write(directory, "shop", letters, NOON)
     late = 0
+
+    def taken_to() -> list[int]:
+        return [file.start for file in dead.files(directory) if file.taken]
+
     for _ in range(6):
+        before = taken_to()
         replay = subprocess.Popen(command(stopped, "replay", "--topic", small), stdout=subprocess.DEVNULL, env=environment())
+        eventually(lambda before=before: taken_to() > before, what="the replay to get on")  # type: ignore[misc]
         # Random moments are the point here: nothing is waited for.
-        until = time.monotonic() + chance.uniform(0.4, 1.5)
+        until = time.monotonic() + chance.uniform(0, 0.2)
         while time.monotonic() < until:
-            try:
+            with contextlib.suppress(dead.InUse):
                 late += dead.write(directory, "shop", [letter(b'{"late":%d}' % late, "elsewhere")], NOON)
-            except dead.InUse:
-                continue
             time.sleep(0.001)
+        assert replay.poll() is None, "the replay was done before it was killed"
         replay.kill()
         replay.wait()
     assert run(stopped, "replay", "--topic", small).returncode == 1
