@@ -174,6 +174,7 @@ class Agent:
         while True:
             await asyncio.sleep(TICK)
             self.shipper.tick()
+            self.spools.tick()
             if self.config.spool.fsync == "never":
                 self.spools.forget_unsynced()
             if self.listener.held_up:

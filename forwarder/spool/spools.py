@@ -11,6 +11,7 @@ that the spool has filled would stay full for ever.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -27,7 +28,7 @@ from forwarder.spool.block import NO_SESSION
 log = logging.getLogger("forwarder.spool")
 
 SMALLEST_SEGMENT = 64 * 1024
-REPORT_SECONDS = 60.0
+OVER_SECONDS = 5.0
 RELEASE_SECONDS = 0.1
 KEPT_FREE = 16 * 1024 * 1024
 KEPT_FREE_SHARE = 16
@@ -54,17 +55,21 @@ class Spools:
         self._added = added
         self._shared = Shared()
         self._spools: dict[str, Spool] = {}
-        self._reported: dict[str, float] = {}
+        self._reported: dict[str, tuple[str, float]] = {}
+        """What apps have been told to suffer from, and when it happened last."""
         self._released = -RELEASE_SECONDS
         self._unchecked = CHECK_BYTES
         self._syncing = asyncio.Lock()
 
     def open_all(self, positions: Mapping[str, int]) -> None:
         """Open what is on disk; `positions` are those saved, by source name. A spool that is gone starts where it ended."""
-        for app, _ in app_directories(self._directory):
-            self._open(app, positions.get(f"spool:{app}", 0))
+        for app, directory in app_directories(self._directory):
+            try:
+                self._open(app, positions.get(f"spool:{app}", 0))
+            except OSError as error:
+                log.error("app %s: %s cannot be opened (%s); what is in it waits for the next start", app, directory, error)
         for name, position in positions.items():
-            if name.startswith("spool:") and name[6:] not in self._spools:
+            if name.startswith("spool:") and not (self._directory / directory_name(name[6:])).exists():
                 self._open(name[6:], position)
 
     def of(self, app: str) -> Spool:
@@ -103,18 +108,26 @@ class Spools:
         first: int = 0,
     ) -> None:
         """Append to `spool` within the quotas; raises SpoolFull when the records must wait."""
-        if not self._has_room(spool, len(records)) and not self._make_room(spool, len(records), count):
-            if session != NO_SESSION:
-                spool.sessions[session] = first + count
-            return
         try:
+            if not self._has_room(spool, len(records)) and not self._make_room(spool, len(records), count):
+                if session != NO_SESSION:
+                    spool.sessions[session] = first + count
+                return
             self._check_disk(len(records))
             spool.append(records, count, received, route=route, session=session, first=first)
         except OSError as error:
             self.disk_errors += 1
-            self._report(spool.app, f"the disk does not take records ({error}); apps wait, shipping goes on")
+            self._report(spool.app, "the disk does not take records; apps wait, shipping goes on", f" ({error})")
             self._release()
             raise SpoolFull(str(error)) from error
+        if spool.app in self._reported:
+            self._report_end(spool.app)
+
+    def tick(self) -> None:
+        """Once a second: have those read again that could not be."""
+        for spool in self._spools.values():
+            if spool.failing:
+                self._wake(spool)
 
     def _check_disk(self, size: int) -> None:
         """Raises OSError when the rest of the disk is to be left free."""
@@ -139,7 +152,8 @@ class Spools:
         if now - self._released >= RELEASE_SECONDS:
             self._released = now
             for spool in self._spools.values():
-                spool.release()
+                with contextlib.suppress(OSError):  # a disk that takes nothing may not even let go
+                    spool.release()
 
     def _make_room(self, spool: Spool, size: int, count: int) -> bool:
         """Whether the records may be appended; False when they are dropped instead."""
@@ -164,12 +178,19 @@ class Spools:
         self._report(spool.app, "the spool is full: apps wait until Kafka has taken some of it")
         raise SpoolFull("quota reached")
 
-    def _report(self, app: str, what: str) -> None:
-        """Once a minute for each app, as long as it goes on."""
-        now = time.monotonic()
-        if now - self._reported.get(app, -REPORT_SECONDS) >= REPORT_SECONDS:
-            self._reported[app] = now
-            log.warning("app %s: %s", app, what)
+    def _report(self, app: str, what: str, why: str = "") -> None:
+        """Once, until it is over."""
+        said, _ = self._reported.get(app, ("", 0.0))
+        self._reported[app] = what, time.monotonic()
+        if what != said:
+            log.warning("app %s: %s%s", app, what, why)
+
+    def _report_end(self, app: str) -> None:
+        """Over is what has not happened for a while: at a full spool there is room and none in turn."""
+        _, last = self._reported[app]
+        if time.monotonic() - last >= OVER_SECONDS:
+            del self._reported[app]
+            log.warning("app %s: the spool takes its records again", app)
 
     async def sync(self) -> None:
         """Everything appended before this call is on the platter when it returns."""

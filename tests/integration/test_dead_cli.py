@@ -15,8 +15,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from confluent_kafka.admin import AdminClient
-from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
 
 from forwarder import dead
 from tests.conftest import AgentFactory
@@ -70,15 +68,6 @@ def left(agent: Agent, app: str = "shop") -> list[bytes]:
         if file.app == app:
             found += [each.value for _, _, each in dead.letters(file) if each is not None]
     return found
-
-
-def allow(kafka: Kafka, topic: str, size: int) -> None:
-    """Change how large a batch the topic takes."""
-    entry = ConfigEntry("max.message.bytes", str(size), incremental_operation=AlterConfigOpType.SET)
-    resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
-    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
-    for future in admin.incremental_alter_configs([resource]).values():
-        future.result(30)
 
 
 @pytest.fixture
@@ -182,7 +171,7 @@ def test_what_kafka_refused_is_sent_again_once_it_is_allowed_and_nothing_is_left
         peer.send(records)
         peer.await_ack(20)
     eventually(lambda: len(left(running)) == 20, what="all to be refused")
-    allow(kafka, small, 100_000)
+    kafka.configure_topic(small, {"max.message.bytes": "100000"})
     assert done(running, "replay") == "shop: 20 sent, 0 refused again, 0 not asked for\n"
     found = kafka.records(small, expected=20)
     assert sorted(record.value for record in found) == sorted(records)
