@@ -35,6 +35,8 @@ from forwarder.spool import block as blocks
 log = logging.getLogger("forwarder.spool")
 
 SEGMENT_BYTES = 32 * 1024 * 1024
+LARGEST_ADDRESS = 1 << 62
+"""Positions are kept as 64-bit numbers."""
 SESSIONS_KEPT = 10_000
 SESSIONS_SHARE = 8
 """The sessions that open a segment take at most one part in SESSIONS_SHARE of it."""
@@ -71,7 +73,7 @@ def list_segments(directory: Path) -> list[Segment]:
     """The segments of one app in order of address, as they are on disk; links, directories and other names are none."""
     found = []
     for path in directory.glob("*.seg"):
-        if re.fullmatch(r"[0-9]{20}", path.stem):
+        if re.fullmatch(r"[0-9]{20}", path.stem) and int(path.stem) < LARGEST_ADDRESS:
             with contextlib.suppress(FileNotFoundError):  # an agent may remove it just now
                 status = path.lstat()
                 if stat.S_ISREG(status.st_mode):
