@@ -425,9 +425,14 @@ class Spool:
             self._read_at = segment.end
         return lost
 
+    @property
+    def delivered(self) -> bool:
+        """Whether everything in it is in Kafka, and the position saved."""
+        return self._committed >= self.end
+
     def release(self) -> None:
         """Room is short: give back a last segment too, which `commit` spares, if all of it is committed."""
-        while self._segments and self._committed >= self.end:
+        while self._segments and self.delivered:
             self._remove_first()
 
     def _remove_first(self) -> None:

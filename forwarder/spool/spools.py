@@ -29,6 +29,9 @@ log = logging.getLogger("forwarder.spool")
 
 SMALLEST_SEGMENT = 64 * 1024
 OVER_SECONDS = 5.0
+MOST_APPS = 1000
+"""A greeting may invent any name, and each takes a directory, two descriptors and a lane."""
+IDLE_SECONDS = 600.0
 RELEASE_SECONDS = 0.1
 KEPT_FREE = 16 * 1024 * 1024
 KEPT_FREE_SHARE = 16
@@ -43,7 +46,14 @@ class SpoolFull(Exception):
 
 class Spools:
     def __init__(
-        self, directory: Path, settings: config.Spool, *, routes: Routes, wake: Wake, added: Callable[[Spool], None]
+        self,
+        directory: Path,
+        settings: config.Spool,
+        *,
+        routes: Routes,
+        wake: Wake,
+        added: Callable[[Spool], None],
+        removed: Callable[[Spool], None],
     ) -> None:
         self.dropped: Counter[tuple[str, str]] = Counter()
         """Records given up, by app and reason."""
@@ -53,6 +63,12 @@ class Spools:
         self._routes = routes
         self._wake = wake
         self._added = added
+        self._removed = removed
+        self._used: dict[str, float] = {}
+        self._closed: dict[str, int] = {}
+        """The positions of those that could not be opened."""
+        self._floor = 0
+        """Where a new spool begins: behind any that was given up, whose saved position may still be there after a kill."""
         self._shared = Shared()
         self._spools: dict[str, Spool] = {}
         self._reported: dict[str, tuple[str, float]] = {}
@@ -64,16 +80,45 @@ class Spools:
     def open_all(self, positions: Mapping[str, int]) -> None:
         """Open what is on disk; `positions` are those saved, by source name. A spool that is gone starts where it ended."""
         for app, directory in app_directories(self._directory):
+            position = positions.get(f"spool:{app}", 0)
             try:
-                self._open(app, positions.get(f"spool:{app}", 0))
+                self._open(app, position)
             except OSError as error:
-                log.error("app %s: %s cannot be opened (%s); what is in it waits for the next start", app, directory, error)
+                self._closed[app] = position
+                log.error("app %s: %s cannot be opened (%s); it is tried again when the app sends", app, directory, error)
         for name, position in positions.items():
             if name.startswith("spool:") and not (self._directory / directory_name(name[6:])).exists():
                 self._open(name[6:], position)
 
     def of(self, app: str) -> Spool:
-        return self._spools.get(app) or self._open(app, 0)
+        """The spool of the app, opened if need be. Raises OSError, also when there are too many."""
+        spool = self._spools.get(app)
+        if spool is None:
+            if len(self._spools) >= MOST_APPS and not self._give_one_up():
+                raise OSError(
+                    f"there are {MOST_APPS} apps already, with records that are not in Kafka or not {IDLE_SECONDS:g} s old"
+                )
+            spool = self._open(app, self._closed.get(app, self._floor))
+            self._closed.pop(app, None)
+        return spool
+
+    def _give_one_up(self) -> bool:
+        """Forget the app that was heard of the longest ago, if that is long and all it sent is in Kafka."""
+        before = time.monotonic() - IDLE_SECONDS
+        idle = [
+            spool for spool in self._spools.values() if spool.delivered and not spool.unsynced and self._used[spool.app] <= before
+        ]
+        if not idle:
+            return False
+        spool = min(idle, key=lambda each: self._used[each.app])
+        spool.release()
+        spool.close()
+        self._floor = max(self._floor, spool.end)
+        del self._spools[spool.app], self._used[spool.app]
+        self._removed(spool)
+        with contextlib.suppress(OSError):  # what is in quarantine stays
+            (self._directory / directory_name(spool.app)).rmdir()
+        return True
 
     def __iter__(self) -> Iterator[Spool]:
         return iter(self._spools.values())
@@ -89,6 +134,7 @@ class Spools:
             shared=self._shared,
             segment_bytes=segment,
         )
+        self._used[app] = time.monotonic()
         self._added(spool)
         return spool
 
@@ -108,6 +154,7 @@ class Spools:
         first: int = 0,
     ) -> None:
         """Append to `spool` within the quotas; raises SpoolFull when the records must wait."""
+        self._used[spool.app] = time.monotonic()
         try:
             if not self._has_room(spool, len(records)) and not self._make_room(spool, len(records), count):
                 if session != NO_SESSION:

@@ -28,10 +28,12 @@ class Gate:
         threading.Thread(target=self._serve, args=(self._server,), daemon=True).start()
 
     def close(self) -> None:
-        if self._server is not None:
+        """Let nobody through any more; who is through stays."""
+        server, self._server = self._server, None
+        if server is not None:
             # Closing alone would not end an accept() that waits.
-            self._server.shutdown(socket.SHUT_RDWR)
-            self._server.close()
+            server.shutdown(socket.SHUT_RDWR)
+            server.close()
 
     def _serve(self, server: socket.socket) -> None:
         with contextlib.suppress(OSError):

@@ -90,10 +90,14 @@ def test_a_disk_that_takes_nothing_is_waited_out(
         peer.await_ack(600)
         eventually(lambda: running.status()["agent"]["state_writable"], what="positions to be saved")
         number = 600
-        while not told(running, "the spool takes its records again"):
+
+        def over() -> bool:
+            nonlocal number
             send(peer, "w", range(number, number + 10))
             number += 10
-            time.sleep(0.1)
+            return told(running, "the spool takes its records again") > 0
+
+        eventually(over, what="the end of it in the log")
     judge(kafka.values(topic, expected=number), {"w": number}).assert_exact()
     assert told(running, "the disk does not take records") == 1
     assert told(running, "the spool takes its records again") == 1
@@ -155,16 +159,20 @@ def test_an_app_whose_spool_cannot_be_read_at_the_start_is_told_and_the_others_a
     disk: FaultyDisk, agent: AgentFactory, gate: Gate, kafka: Kafka, topic: str
 ) -> None:
     running = make(agent, disk, {**gate.settings, "topic": topic})
-    running.start()
-    for app in ("shop", "bank"):
-        with connect(running.socket) as peer:
-            peer.greet(app=app, session="one")
-            send(peer, app, range(100))
-    assert running.terminate() == 0
+    gate.open()
+    for first in (0, 50):
+        running.start()
+        for app in ("shop", "bank"):
+            with connect(running.socket) as peer:
+                peer.greet(app=app, session="one", first=first)
+                send(peer, app, range(first, first + 50))
+        kafka.values(topic, expected=100)
+        assert running.terminate() == 0
+        gate.close()
     disk.fail(errno.EIO, disks.READ, under="/spool/shop")
     gate.open()
     running.start()
-    judge(kafka.values(topic, expected=100), {"bank": 100}).assert_exact()
+    judge(kafka.values(topic, expected=150), {"bank": 100, "shop": 50}).assert_exact()
     assert told(running, "app shop: ") == 1
     disk.mend()
     with connect(running.socket) as peer:

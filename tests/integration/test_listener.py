@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from forwarder.spool.spools import MOST_APPS
 from tests.conftest import AgentFactory, AppFactory
 from tests.harness.agent import Agent, to_toml
 from tests.harness.apps import finish
@@ -766,6 +767,25 @@ def test_an_app_whose_spool_cannot_be_opened_is_turned_away_with_one_line(start:
     assert "the spool of app broken cannot be opened" in line
     assert running.metric("forwarder_connections_rejected_total", reason="spool") == 1
     assert "Traceback" not in running.log()
+
+
+def test_a_greeting_that_invents_one_app_too_many_is_turned_away_and_the_others_are_served(start: Start, gate: Gate) -> None:
+    running = start(kafka=gate.settings)
+    for number in range(MOST_APPS):
+        with connect(running.socket) as peer:
+            peer.greet(app=f"app{number}", session="one")
+            if number % 100 == 0:
+                peer.send(lines("w", range(1)))
+                peer.await_ack(1)
+    with connect(running.socket) as peer:
+        peer.send_bytes(b'{"forwarder":1,"app":"one too many"}\n')
+        assert closed_by_agent(peer)
+    (line,) = log_lines(running, "one too many")
+    assert f"there are {MOST_APPS} apps already" in line
+    assert running.metric("forwarder_connections_rejected_total", reason="spool") == 1
+    with connect(running.socket) as peer:
+        assert peer.greet(app="app0", session="one", first=1) == 1
+    assert len(list((running.state / "spool").iterdir())) == MOST_APPS
 
 
 # A full disk
