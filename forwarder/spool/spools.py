@@ -4,6 +4,9 @@ The quotas are in bytes on disk. What happens at a full spool is the configurati
 and whoever holds the records waits for room; `drop-newest` and `drop-oldest` give records up and count them. One app over
 its own share never costs another app anything; when all together are over theirs, the largest spool gives way.
 
+There are at most MOST_APPS. A new one takes the place of the one that was quiet the longest, if that is IDLE_SECONDS at least and
+all that it sent is in Kafka, or is refused: no peer can take directories and memory without end by inventing names.
+
 The last bytes of the disk are never taken: without room for positions nothing that Kafka has could be given up, and a disk
 that the spool has filled would stay full for ever.
 """
@@ -30,7 +33,8 @@ log = logging.getLogger("forwarder.spool")
 SMALLEST_SEGMENT = 64 * 1024
 OVER_SECONDS = 5.0
 MOST_APPS = 1000
-"""A greeting may invent any name, and each takes a directory, two descriptors and a lane."""
+LONGEST_NAME = 220
+"""Of a directory; names of files that are made of it (see `dead`) have to fit too."""
 IDLE_SECONDS = 600.0
 RELEASE_SECONDS = 0.1
 KEPT_FREE = 16 * 1024 * 1024
@@ -91,9 +95,11 @@ class Spools:
                 self._open(name[6:], position)
 
     def of(self, app: str) -> Spool:
-        """The spool of the app, opened if need be. Raises OSError, also when there are too many."""
+        """The spool of the app, opened if need be. Raises OSError, also when there are too many or its name is too long."""
         spool = self._spools.get(app)
         if spool is None:
+            if len(directory_name(app)) > LONGEST_NAME:
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), app)
             if len(self._spools) >= MOST_APPS and not self._give_one_up():
                 raise OSError(
                     f"there are {MOST_APPS} apps already, with records that are not in Kafka or not {IDLE_SECONDS:g} s old"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from forwarder import config
+from forwarder import config, dead
 from forwarder.route import make_route
 from forwarder.spool import Spool, spools
 from forwarder.spool.spools import Spools
@@ -110,3 +110,13 @@ def test_what_an_app_sends_after_it_was_given_up_is_there_after_a_kill(tmp_path:
     life.take("a", b"4")
     again = Life(tmp_path, {} if saved else {"spool:a": end})
     assert again.deliver("a") == [b"4"]
+
+
+def test_a_name_of_which_no_file_of_dead_letters_could_be_made_is_refused_before_anything_is_taken(tmp_path: Path) -> None:
+    life = Life(tmp_path)
+    with pytest.raises(OSError, match="File name too long"):
+        life.spools.of("日" * 25)
+    life.take("日" * 24, b"1")
+    assert dead.write(tmp_path / "dead", "日" * 24, [dead.DeadLetter("logs", 0, "", None, b"1")], 1.0) == 1
+    (file,) = dead.files(tmp_path / "dead")
+    dead.advance(dead.take(file), file.size - 1)
