@@ -351,9 +351,12 @@ class Spool:
         if reading is not None and reading.first <= self._read_at < reading.end:
             return reading
         self._close_reader()
-        segment = next(segment for segment in self._segments if self._read_at < segment.end)
-        if self._read_at < segment.first:
-            self._step_over_missing(segment.first, segment)
+        segment = next((segment for segment in self._segments if self._read_at < segment.end), None)
+        following = self.end if segment is None else segment.first
+        if self._read_at < following:
+            self._step_over_missing(following)
+        if segment is None:
+            return None
         try:
             self._read_fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -361,22 +364,23 @@ class Spool:
                 self._seal()
             self._segments.remove(segment)
             self._use(-segment.size)
-            self._step_over_missing(segment.end, segment)
+            self._step_over_missing(segment.end)
             return None
         self._reading = segment
         return segment
 
-    def _step_over_missing(self, following: int, segment: Segment) -> None:
+    def _step_over_missing(self, following: int) -> None:
         missing = following - self._read_at
         self.missing_bytes += missing
         self._read_at = following
-        place = "before" if following == segment.first else "in"
-        log.error("app %s: %d bytes of the spool %s %s are missing, going on behind", self.app, missing, place, segment.path)
+        log.error("app %s: %d bytes of the spool before address %d are missing, going on there", self.app, missing, following)
 
     def _step_over_damage(self, segment: Segment, offset: int) -> None:
         self._close_reader()  # if the file is gone, opening it again will tell
         with blocks.mapped(segment.path) as data:
-            following = min(blocks.next_good(data, offset + 1), segment.size)
+            following = blocks.next_good(data, offset + 1)
+            # With nothing good behind, all the rest: somebody may even have cut the file.
+            following = min(following, segment.size) if following < len(data) else segment.size
             kept = self._set_aside(segment, offset, data[offset:following])
         self.damaged_bytes += following - offset
         self._read_at = segment.first + following
@@ -459,6 +463,9 @@ class Spool:
 
     def _recover(self) -> None:
         """Cut a bad tail off the last segment, learn the sessions, and go on in that segment if it is sound."""
+        for empty in [segment for segment in self._segments if not segment.size]:
+            empty.path.unlink()
+            self._segments.remove(empty)
         if not self._segments:
             return
         last = self._segments[-1]

@@ -72,7 +72,7 @@ def test_a_segment_missing_in_the_middle_costs_its_own_records_alone(filled: Age
     left = [number for number in range(RECORDS + 50) if number not in lost]
     judge(kafka.values(topic, expected=len(left)), {"w": left}).assert_exact()
     assert filled.metric("forwarder_spool_missing_bytes_total") == size
-    assert filled.log().count(f"{size} bytes of the spool before") == 1
+    assert filled.log().count(f"{size} bytes of the spool before address") == 1
 
 
 def test_segments_removed_under_a_running_agent_cost_their_own_records_alone(
@@ -99,7 +99,7 @@ def test_segments_removed_under_a_running_agent_cost_their_own_records_alone(
     verdict = judge(found, sent)
     assert (verdict.duplicated, verdict.alien) == (0, 0), verdict
     assert verdict.writers["w"].first_lost in {(), tuple(range(RECORDS, RECORDS + 20))}
-    assert len(running.log().split(" are missing, going on behind")) == 3
+    assert len(running.log().split(" are missing, going on there")) == 3
 
 
 def test_what_is_no_segment_is_told_and_left_and_all_records_arrive(filled: Agent, kafka: Kafka, topic: str) -> None:

@@ -274,6 +274,57 @@ def test_a_segment_that_goes_while_it_is_read_is_read_to_its_end_and_one_that_we
     assert numbers(drain(again)) == list(range(210, 220))
 
 
+def test_going_back_behind_a_segment_that_is_gone_is_no_end(directory: Path) -> None:
+    spool = open_spool(directory)
+    fill(spool, range(100))
+    spool.seek(0)
+    segments = list_segments(directory)
+    for segment in segments[-2:]:
+        segment.path.unlink()
+    before = numbers(drain(spool))
+    spool.seek(segments[-2].first + 10)
+    assert drain(spool) == []
+    spool.seek(0)
+    assert numbers(drain(spool)) == before
+    fill(spool, range(100, 110))
+    assert numbers(drain(spool)) == list(range(100, 110))
+
+
+@pytest.mark.parametrize("left", [0, 1, 500, 1999])
+def test_a_segment_that_is_cut_while_it_is_read_ends_there(directory: Path, left: int) -> None:
+    spool = open_spool(directory)
+    fill(spool, range(100))
+    spool.seek(0)
+    segments = list_segments(directory)
+    chunk = spool.read(1000)
+    assert chunk is not None
+    os.truncate(segments[0].path, min(left, segments[0].size))
+    os.truncate(segments[-1].path, min(left, segments[-1].size))
+    found = numbers(chunk.records + drain(spool))
+    assert found == sorted(set(found))
+    assert spool.lag() == 0
+    assert spool.damaged_bytes >= 0
+    fill(spool, range(100, 110))
+    assert numbers(drain(spool))[-10:] == list(range(100, 110))
+
+
+def test_an_empty_segment_does_not_take_a_new_one_of_its_name_with_it(directory: Path) -> None:
+    spool = open_spool(directory)
+    fill(spool, range(10))
+    end = spool.end
+    spool.close()
+    for address in (end, end + 1000):
+        (directory / f"{address:020d}.seg").touch()
+    again = open_spool(directory)
+    fill(again, range(10, 100))
+    chunk = again.read(100_000)
+    assert chunk is not None
+    again.commit(end)
+    again.close()
+    assert numbers(drain(open_spool(directory, end)))[-1] == 99
+    assert list_segments(directory)[0].first <= end
+
+
 def test_a_repair_that_was_killed_costs_nothing_that_comes_later(directory: Path) -> None:
     spool = open_spool(directory, segment_bytes=100_000)
     fill(spool, range(6))
