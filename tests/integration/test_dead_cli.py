@@ -191,7 +191,8 @@ def test_what_is_refused_again_stays_with_the_new_reason_and_what_is_not_takes_i
     assert process.stdout == "shop: 2000 sent, 5 refused again, 0 not asked for\n"
     assert sorted(kafka.values(small, expected=2000)) == sorted(good)
     (file,) = dead.files(stopped.state / "dead")
-    assert [(each.value, each.reason) for _, _, each in dead.letters(file) if each] == [(value, TOO_LARGE) for value in refused]
+    found = [(each.value, each.reason) for _, _, each in dead.letters(file) if each]
+    assert sorted(found) == [(value, TOO_LARGE) for value in refused]
 
 
 def test_only_what_is_asked_for_is_sent_and_where_it_is_to_go(stopped: Agent, kafka: Kafka, small: str, topic: str) -> None:
@@ -261,7 +262,7 @@ def test_a_replay_that_is_killed_at_any_moment_loses_nothing(stopped: Agent, kaf
     def taken_to() -> list[int]:
         return [file.start for file in dead.files(directory) if file.taken]
 
-    for _ in range(6):
+    for _ in range(5):
         before = taken_to()
         replay = subprocess.Popen(command(stopped, "replay", "--topic", small), stdout=subprocess.DEVNULL, env=environment())
         eventually(lambda before=before: taken_to() > before, what="the replay to get on")  # type: ignore[misc]

@@ -23,7 +23,7 @@ from tests.harness.wait import eventually
 
 pytestmark = pytest.mark.skipif(not disks.available(), reason="a disk that fails needs root and /dev/fuse")
 
-WATCHED = 3.0
+WATCHED = 2.0
 """Seconds over which the cost of waiting is measured."""
 
 
@@ -58,6 +58,7 @@ def told(agent: Agent, text: str) -> int:
     return sum(text in line for line in agent.log().splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "kinds"),
     [
