@@ -402,6 +402,8 @@ class Shipper:
         letters = [dead.DeadLetter(each.topic, each.partition, each.error.str(), each.key, each.value) for each in final]
         try:
             kept = dead.write(self._dead_letters, app, letters, self._clock(), self._config.spool.max_bytes_dead)
+        except dead.InUse:
+            return  # a replay takes the file just now
         except OSError as error:
             trouble = f"its dead letters cannot be written: {error}"
             if trouble != flight.lane.trouble:
