@@ -73,7 +73,12 @@ class Agent:
             saved = positions.load()
             self.shipper = Shipper(self.config, positions, self._state / "dead")
             self.spools = Spools(
-                self._state / "spool", self.config.spool, routes=self._spool_route, wake=self.shipper.wake, added=self.shipper.add
+                self._state / "spool",
+                self.config.spool,
+                routes=self._spool_route,
+                wake=self.shipper.wake,
+                added=self.shipper.add,
+                removed=self.shipper.remove,
             )
             self.spools.open_all({row.name: row.position for row in saved})
             self.listener = Listener(
@@ -181,6 +186,7 @@ class Agent:
                 self._note_alive()
             await asyncio.sleep(TICK)
             self.shipper.tick()
+            self.spools.tick()
             if self.config.spool.fsync == "never":
                 self.spools.forget_unsynced()
             if self.listener.held_up:

@@ -170,12 +170,15 @@ class Tail(_Table, frozen=True, kw_only=True):
 
 
 class Spool(_Table, frozen=True, kw_only=True):
-    """What came in over sockets and is not in Kafka yet, on disk."""
+    """What came in over sockets and is not in Kafka yet, and what Kafka refused, on disk."""
 
     max_bytes: Annotated[Size, about("Bytes on disk, all apps together.", least=MIB, most=PIB)] = 2 * GIB
     max_bytes_per_app: Annotated[
         Size, about("Bytes on disk of one app, so that it cannot take the others' room.", least=MIB, most=PIB)
     ] = 512 * MIB
+    max_bytes_dead: Annotated[
+        Size, about("Bytes of dead letters on disk, all apps together; what is refused beyond is dropped and counted.", most=PIB)
+    ] = 256 * MIB
     fsync: Annotated[
         Duration | Literal["always", "never"],
         about("How often the spool is synced; always: an acknowledgement means on the platter.", least=0.001, most=3600),

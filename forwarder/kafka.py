@@ -39,11 +39,9 @@ FOR_GOOD = frozenset(
         KafkaError.INVALID_MSG_SIZE,
         KafkaError.INVALID_RECORD,
         KafkaError.POLICY_VIOLATION,
-        KafkaError.INVALID_TIMESTAMP,
-        KafkaError.UNSUPPORTED_COMPRESSION_TYPE,
     }
 )
-"""Errors of the record: sending it again cannot help. Any other error is waited out."""
+"""Errors of the record: sending it again cannot help."""
 
 OF_TOPIC = frozenset(
     {
@@ -52,9 +50,19 @@ OF_TOPIC = frozenset(
         KafkaError.TOPIC_EXCEPTION,
         KafkaError._UNKNOWN_TOPIC,
         KafkaError._UNKNOWN_PARTITION,
+        KafkaError.INVALID_TIMESTAMP,
+        KafkaError.UNSUPPORTED_COMPRESSION_TYPE,
+        KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT,
     }
 )
-"""Errors of a topic: its apps wait, others go on."""
+"""Errors of a topic, or of how it and we are set up: its apps wait, others go on.
+
+A record has the time at which it was handed to librdkafka, and gets a new one when it is sent again. A topic that refuses it
+nonetheless (`message.timestamp.before.max.ms`, `after.max.ms`) does so for all records, as does a clock that is wrong: no reason
+to set aside everything. Nor is a codec that the broker does not know.
+
+Any other error is waited out too.
+"""
 
 
 def client_properties(config: Config) -> dict[str, Any]:

@@ -44,9 +44,9 @@ LONGEST_FAREWELL = 1.0
 
 
 class Batch(msgspec.Struct):
-    """Records on their way into a spool; `first` is the number of the first within `session`."""
+    """Records on their way into the spool of `app`; `first` is the number of the first within `session`."""
 
-    spool: Spool
+    app: str
     records: bytes
     count: int
     route: bytes
@@ -102,13 +102,17 @@ class Listener:
 
     def store(self, connection: Connection, batch: Batch) -> bool:
         """Append, and acknowledge to the connection's session; False when the records have to wait."""
-        known = batch.spool.sessions.get(batch.session, 0) if batch.session != blocks.NO_SESSION else 0
+        try:
+            spool = self._spools.of(batch.app)
+        except OSError:
+            return False
+        known = spool.sessions.get(batch.session, 0) if batch.session != blocks.NO_SESSION else 0
         if batch.first < known:
             self._skip_known(batch, min(known - batch.first, batch.count))
         if batch.count:
             try:
                 self._spools.append(
-                    batch.spool,
+                    spool,
                     batch.records,
                     batch.count,
                     self.clock(),
@@ -118,9 +122,8 @@ class Listener:
                 )
             except SpoolFull:
                 return False
-            app = batch.spool.app
-            self.received[app] += batch.count
-            self.received_bytes[app] += len(batch.records)
+            self.received[batch.app] += batch.count
+            self.received_bytes[batch.app] += len(batch.records)
         if connection.answers:
             # A resend of what is known ends below what was acknowledged at the start.
             connection.safe = max(connection.safe, batch.first + batch.count)
@@ -220,7 +223,6 @@ class Connection(asyncio.Protocol):
         self._settings = settings
         self._take: Callable[[bytes], None] = self._open
         self._opening = Opening()
-        self._spool: Spool
         self._route = describe(settings.topic, settings.key, settings.fields)
         self._session = blocks.NO_SESSION
         self._next = 0
@@ -294,7 +296,7 @@ class Connection(asyncio.Protocol):
         self._next = self.safe = greeting.first
         if greeting.session:
             self._session = hashlib.blake2b(greeting.session.encode(), digest_size=16).digest()
-            known = self._spool.sessions.get(self._session, 0)
+            known = self._listener.spool(self.app).sessions.get(self._session, 0)
             self.safe = known
             before = self._listener.dropped_by_session.get(self._session, 0)
             if greeting.dropped > before:
@@ -322,7 +324,7 @@ class Connection(asyncio.Protocol):
         return settings.topic
 
     def _start(self, dialect: str) -> None:
-        self._spool = self._listener.spool(self.app)
+        self._listener.spool(self.app)  # one that cannot be opened is told now
         log.debug("%s: %s connected as app %s, %s", self._settings.path, self.peer, self.app, dialect)
 
     def _native(self, data: bytes) -> None:
@@ -369,7 +371,7 @@ class Connection(asyncio.Protocol):
     # Into the spool
 
     def _store(self, records: bytes, count: int) -> None:
-        batch = Batch(self._spool, records, count, self._route, self._session, self._next)
+        batch = Batch(self.app, records, count, self._route, self._session, self._next)
         self._next += count
         if self._lines.cut > self._cut:
             self._listener.cut[self.app] += self._lines.cut - self._cut

@@ -87,6 +87,7 @@ def status(agent: Agent) -> dict[str, Any]:
             "max_bytes": agent.config.spool.max_bytes,
             "apps": {spool.app: spool.bytes for spool in agent.spools},
             "damaged_bytes": sum(spool.damaged_bytes for spool in agent.spools),
+            "missing_bytes": sum(spool.missing_bytes for spool in agent.spools),
             "disk_errors": agent.spools.disk_errors,
         },
         "dropped": [{"app": app, "reason": reason, "records": count} for (app, reason), count in _dropped(agent).items()],
@@ -100,7 +101,7 @@ def status(agent: Agent) -> dict[str, Any]:
 
 
 def _dropped(agent: Agent) -> Counter[tuple[str, str]]:
-    return agent.spools.dropped
+    return agent.spools.dropped + agent.shipper.dropped
 
 
 def _connections(agent: Agent) -> Counter[str]:
@@ -179,6 +180,11 @@ class _AgentCollector(Collector):
             "forwarder_spool_damaged_bytes",
             "Bytes of the spool found damaged and set aside.",
             value=sum(s.damaged_bytes for s in agent.spools),
+        )
+        yield CounterMetricFamily(
+            "forwarder_spool_missing_bytes",
+            "Bytes of the spool that were gone before they were read.",
+            value=sum(s.missing_bytes for s in agent.spools),
         )
         yield self._gauges("source_lag_bytes", "Bytes that are there and not yet read.", ["source", "app"], lag)
         yield self._gauges("spool_bytes", "Bytes of the spool on disk.", ["app"], {(s.app,): s.bytes for s in agent.spools})

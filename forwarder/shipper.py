@@ -52,6 +52,7 @@ DRAIN_PATIENCE = 5.0
 CAREFUL_SECONDS = 60.0
 """How long an app is sent carefully after a record of it was refused: the next one then disturbs nobody else."""
 SUSPECT_SECONDS = 5.0
+REPORT_SECONDS = 60.0
 HOLD = 0.02
 HELD_BYTES, HELD_OVERHEAD = 4 * 1024 * 1024, 2048
 """So much of what was read may wait in memory for topics that are not known yet, and what each chunk of it counts beside."""
@@ -67,6 +68,8 @@ class Shipper:
         self.delivered: Counter[str] = Counter()
         self.dead: Counter[str] = Counter()
         """Dead letters by the name of Kafka's error."""
+        self.dropped: Counter[tuple[str, str]] = Counter()
+        """Records given up, by app and reason."""
         self.latency = Histogram()
         self.tailed: Counter[str] = Counter()
         """Records read from files, by app; what comes from sockets the listener counts."""
@@ -77,6 +80,8 @@ class Shipper:
         self._config = config
         self._positions = positions
         self._dead_letters = dead_letters
+        self._buried: dict[tuple[str, bool], tuple[float, int]] = {}
+        """When the dead letters of an app, kept or not, were last told of, and how many there were since."""
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self.failed: asyncio.Future[None] = self._loop.create_future()
@@ -401,18 +406,41 @@ class Shipper:
         app = flight.lane.source.app
         letters = [dead.DeadLetter(each.topic, each.partition, each.error.str(), each.key, each.value) for each in final]
         try:
-            dead.write(self._dead_letters, app, letters, self._clock())
+            kept = dead.write(self._dead_letters, app, letters, self._clock(), self._config.spool.max_bytes_dead)
+        except dead.InUse:
+            return  # a replay takes the file just now
         except OSError as error:
-            log.error("dead letters of app %s cannot be written: %s", app, error)
+            trouble = f"its dead letters cannot be written: {error}"
+            if trouble != flight.lane.trouble:
+                log.error("app %s: %s; it waits", app, trouble)
+                flight.lane.trouble = trouble
             return
-        for each in final:
-            self.dead[each.error.name()] += 1
+        for number, each in enumerate(final):
             flight.topics[each.topic] -= 1
-            what = f"{each.topic}: a record of {len(each.value)} bytes is refused for good ({each.error.str()}), set aside"
-            log.warning("app %s: %s", app, what)
-            self._note(what, app)
+            if number < kept:
+                self.dead[each.error.name()] += 1
+            else:
+                self.dropped[app, "dead_letters_full"] += 1
+        for some, dropped in ((final[:kept], False), (final[kept:], True)):
+            if some:
+                self._tell_of_dead(app, some, dropped)
         flight.refused = [each for each in flight.refused if each.error.code() not in FOR_GOOD]
         flight.lane.careful_for = self._loop.time() + CAREFUL_SECONDS
+
+    def _tell_of_dead(self, app: str, final: list[Refused], dropped: bool) -> None:
+        """At once, and then once a minute as long as it goes on: a storm of refused records is none of the log."""
+        last, untold = self._buried.get((app, dropped), (-REPORT_SECONDS, 0))
+        now, untold = self._loop.time(), untold + len(final)
+        if now - last < REPORT_SECONDS:
+            self._buried[app, dropped] = last, untold
+            return
+        self._buried[app, dropped] = now, 0
+        each = final[-1]
+        kept = "dropped, as there are spool.max_bytes_dead of dead letters" if dropped else "set aside"
+        others = f"; so were {untold - 1} more" if untold > 1 else ""
+        what = f"{each.topic}: a record of {len(each.value)} bytes is refused for good ({each.error.str()}), {kept}{others}"
+        log.warning("app %s: %s", app, what)
+        self._note(what, app)
 
     def _try_again(self, lane: Lane) -> None:
         """All flights of a failed lane have landed: after a while the first batch that failed and all behind it again."""

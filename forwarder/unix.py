@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import grp
 import os
 import pwd
 import socket
 import stat
 import struct
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 BACKLOG = 4096
+PATIENCE = 5.0
 _PEERCRED = struct.Struct("3i")
 
 
@@ -56,24 +61,44 @@ def bind(path: Path, *, mode: int, group: str | None) -> socket.socket:
 
     Raises SocketInUse when somebody answers there, OSError with a message for the user when the path cannot be used.
     """
-    _refuse_to_take_over(path)
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    # Listening under another name first: whoever finds the final name can connect, with the right mode.
-    temporary = path.with_name(f".{path.name[:20]}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        sock.bind(str(temporary))
-        if group is not None:
-            os.chown(temporary, -1, _group_id(group))
-        temporary.chmod(mode)
-        sock.listen(BACKLOG)
-        temporary.rename(path)
-    except BaseException:
-        sock.close()
+    with _alone_in(path.parent):
+        _refuse_to_take_over(path)
+        # Listening under another name first: whoever finds the final name can connect, with the right mode.
+        temporary = path.with_name(f".{path.name[:20]}.{os.getpid()}")
         temporary.unlink(missing_ok=True)
-        raise
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.bind(str(temporary))
+            if group is not None:
+                os.chown(temporary, -1, _group_id(group))
+            temporary.chmod(mode)
+            sock.listen(BACKLOG)
+            temporary.rename(path)
+        except BaseException:
+            sock.close()
+            temporary.unlink(missing_ok=True)
+            raise
     return sock
+
+
+@contextlib.contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Of those that bind in `directory` at the same time, one at a time: else each might find that nobody answers there yet."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    until = time.monotonic() + PATIENCE
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise OSError(errno.EAGAIN, "another process has had it locked for too long", str(directory)) from None
+            time.sleep(0.01)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _group_id(group: str) -> int:

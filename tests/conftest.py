@@ -16,6 +16,7 @@ from hypothesis import settings
 
 from tests.harness import apps
 from tests.harness.agent import Agent
+from tests.harness.gate import Gate
 from tests.harness.kafka import Kafka, KafkaFailed
 
 # A busy machine is no failure; a seed that fails is.
@@ -60,6 +61,13 @@ def own_kafka(directory: Path) -> Iterator[Kafka]:
         yield cluster
     finally:
         cluster.stop()
+
+
+@pytest.fixture
+def gate(kafka: Kafka) -> Iterator[Gate]:
+    gate = Gate(kafka)
+    yield gate
+    gate.close()
 
 
 @pytest.fixture

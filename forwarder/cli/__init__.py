@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from forwarder.cli import check, demo, run, schema, spool, status
+from forwarder.cli import check, dead, demo, run, schema, spool, status
 from forwarder.version import __version__
 
 FAILED = 1
@@ -18,7 +18,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"forwarder {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, check, demo, status, spool, schema):
+    for module in (run, check, demo, status, spool, dead, schema):
         module.add(commands)
     return top
 

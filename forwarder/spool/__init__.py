@@ -7,7 +7,8 @@ Guarantees
   positions and segment names alone rebuild everything else. A segment goes when everything in it is committed.
 - Damage never stops anything: a bad tail, found at start, is moved to `quarantine/` and the segment cut there; a bad
   stretch in the middle is copied there, skipped and counted.
-- A full disk is the caller's to wait out: `append` raises OSError, leaves the log as it was and may be tried again.
+- A full disk is the caller's to wait out: `append` raises OSError, leaves the log as it was and may be tried again, and
+  so does whatever removes segments. What cannot be read now is `failing`, stays where it is and is read when it can be.
 
 One thread uses a spool; only `Segment.sync` may run in another.
 """
@@ -19,6 +20,7 @@ import errno
 import logging
 import os
 import re
+import stat
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +35,8 @@ from forwarder.spool import block as blocks
 log = logging.getLogger("forwarder.spool")
 
 SEGMENT_BYTES = 32 * 1024 * 1024
+LARGEST_ADDRESS = 1 << 62
+"""Positions are kept as 64-bit numbers."""
 SESSIONS_KEPT = 10_000
 SESSIONS_SHARE = 8
 """The sessions that open a segment take at most one part in SESSIONS_SHARE of it."""
@@ -66,12 +70,14 @@ class Segment:
 
 
 def list_segments(directory: Path) -> list[Segment]:
-    """The segments of one app in order of address, as they are on disk."""
+    """The segments of one app in order of address, as they are on disk; links, directories and other names are none."""
     found = []
     for path in directory.glob("*.seg"):
-        if re.fullmatch(r"\d{20}", path.stem):
+        if re.fullmatch(r"[0-9]{20}", path.stem) and int(path.stem) < LARGEST_ADDRESS:
             with contextlib.suppress(FileNotFoundError):  # an agent may remove it just now
-                found.append(Segment(path, int(path.stem), path.stat().st_size))
+                status = path.lstat()
+                if stat.S_ISREG(status.st_mode):
+                    found.append(Segment(path, int(path.stem), status.st_size))
     return sorted(found, key=lambda segment: segment.first)
 
 
@@ -125,6 +131,8 @@ class Spool:
         self.sessions: dict[bytes, int] = {}
         self.damaged_bytes = 0
         self.missing_bytes = 0
+        self.failing = False
+        """Whether the last read failed: somebody has to wake the reader again."""
         self.unsynced: set[int] = set()
         self._directory = directory
         self._routes = routes
@@ -138,15 +146,17 @@ class Spool:
         self._write_fd = -1
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._segments = deque(list_segments(directory))
+        for path in set(directory.glob("*.seg")) - {segment.path for segment in self._segments}:
+            log.warning("app %s: %s is no segment, left as it is", app, path)
         self._names_changed = False
         self._recover()
         self.bytes = 0
         """Bytes on disk."""
         self._use(sum(segment.size for segment in self._segments))
-        self.end = self._segments[-1].end if self._segments else 0
-        if self.end < position:
+        # A repair that was killed may leave a segment inside another one.
+        self.end = max((position, *(segment.end for segment in self._segments)))
+        if self._segments and self._segments[-1].end < self.end:
             self._seal()
-            self.end = position
         self._read_at = max(position, self._segments[0].first if self._segments else self.end)
         self._committed = self._read_at
         self.commit(position)
@@ -204,7 +214,8 @@ class Spool:
     def _roll(self) -> None:
         self._seal()
         path = self._directory / f"{self.end:020d}.seg"
-        self._write_fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        # Whatever stands there is what a failed attempt could not remove.
+        self._write_fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         self._names_changed = True
         segment = Segment(path, self.end, 0)
         self._segments.append(segment)
@@ -267,6 +278,19 @@ class Spool:
         return self._read_at
 
     def read(self, max_bytes: int) -> Chunk | None:
+        try:
+            chunk = self._read(max_bytes)
+        except OSError as error:
+            if not self.failing:
+                log.error("app %s: its spool cannot be read (%s); it is tried again", self.app, error)
+            self.failing = True
+            return None
+        if self.failing:
+            log.warning("app %s: its spool can be read again", self.app)
+            self.failing = False
+        return chunk
+
+    def _read(self, max_bytes: int) -> Chunk | None:
         recent = self._recent
         if recent and recent[0].start == self._read_at:
             return self._read_recent(max_bytes)
@@ -292,6 +316,8 @@ class Spool:
     def _read_disk(self, max_bytes: int) -> Chunk | None:
         """The next records from disk; None when there was only something to step over."""
         segment = self._segment_to_read()
+        if segment is None:
+            return None
         start = self._read_at
         offset = start - segment.first
         data = os.pread(self._read_fd, min(max_bytes + blocks.HEADER, segment.size - offset), offset)
@@ -319,27 +345,42 @@ class Spool:
         records.pop()
         return Chunk(records, self._routes(self.app, route), start, self._read_at, received)
 
-    def _segment_to_read(self) -> Segment:
-        """The segment that holds the read position, open; steps over a hole left by a segment that is gone."""
+    def _segment_to_read(self) -> Segment | None:
+        """The segment that holds the read position, open; None after a step over one that is gone."""
         reading = self._reading
         if reading is not None and reading.first <= self._read_at < reading.end:
             return reading
         self._close_reader()
-        for segment in self._segments:
-            if self._read_at < segment.end:
-                break
-        if self._read_at < segment.first:
-            missing = segment.first - self._read_at
-            self.missing_bytes += missing
-            log.error("app %s: %d bytes of the spool before %s are missing, going on behind", self.app, missing, segment.path)
-            self._read_at = segment.first
-        self._read_fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+        segment = next((segment for segment in self._segments if self._read_at < segment.end), None)
+        following = self.end if segment is None else segment.first
+        if self._read_at < following:
+            self._step_over_missing(following)
+        if segment is None:
+            return None
+        try:
+            self._read_fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if segment is self._segments[-1]:
+                self._seal()
+            self._segments.remove(segment)
+            self._use(-segment.size)
+            self._step_over_missing(segment.end)
+            return None
         self._reading = segment
         return segment
 
+    def _step_over_missing(self, following: int) -> None:
+        missing = following - self._read_at
+        self.missing_bytes += missing
+        self._read_at = following
+        log.error("app %s: %d bytes of the spool before address %d are missing, going on there", self.app, missing, following)
+
     def _step_over_damage(self, segment: Segment, offset: int) -> None:
+        self._close_reader()  # if the file is gone, opening it again will tell
         with blocks.mapped(segment.path) as data:
-            following = min(blocks.next_good(data, offset + 1), segment.size)
+            following = blocks.next_good(data, offset + 1)
+            # With nothing good behind, all the rest: somebody may even have cut the file.
+            following = min(following, segment.size) if following < len(data) else segment.size
             kept = self._set_aside(segment, offset, data[offset:following])
         self.damaged_bytes += following - offset
         self._read_at = segment.first + following
@@ -380,26 +421,34 @@ class Spool:
         unread = max(self._read_at - segment.first, 0)
         lost = 0
         if unread < segment.size:
-            with blocks.mapped(segment.path) as data:
+            with contextlib.suppress(FileNotFoundError), blocks.mapped(segment.path) as data:
                 lost = sum(part.count for part in blocks.scan(data, unread) if isinstance(part, blocks.Block))
+        self._remove_first()
+        if unread < segment.size:
             self._forget_recent()
             self._read_at = segment.end
-        self._remove_first()
         return lost
+
+    @property
+    def delivered(self) -> bool:
+        """Whether everything in it is in Kafka, and the position saved."""
+        return self._committed >= self.end
 
     def release(self) -> None:
         """Room is short: give back a last segment too, which `commit` spares, if all of it is committed."""
-        while self._segments and self._committed >= self.end:
+        while self._segments and self.delivered:
             self._remove_first()
 
     def _remove_first(self) -> None:
+        """Raises OSError when the disk does not allow it, and may be tried again."""
         if len(self._segments) == 1:
             self._seal()
-        segment = self._segments.popleft()
+        segment = self._segments[0]
+        segment.path.unlink(missing_ok=True)
+        self._segments.popleft()
         if self._reading is segment:
             self._close_reader()
         self._use(-segment.size)
-        segment.path.unlink(missing_ok=True)
 
     def close(self) -> None:
         self._seal()
@@ -414,6 +463,9 @@ class Spool:
 
     def _recover(self) -> None:
         """Cut a bad tail off the last segment, learn the sessions, and go on in that segment if it is sound."""
+        for empty in [segment for segment in self._segments if not segment.size]:
+            empty.path.unlink()
+            self._segments.remove(empty)
         if not self._segments:
             return
         last = self._segments[-1]

@@ -43,6 +43,7 @@ HEADER = _FIELDS.size + _CRC.size
 SESSION_BYTES = _SESSION.size
 MAX_PAYLOAD = 64 * 1024 * 1024
 """Larger lengths are taken for damage."""
+CHECKED_AT_ONCE = 256 * 1024
 
 
 class UnknownVersion(Exception):
@@ -148,9 +149,12 @@ def scan(data: bytes | mmap.mmap, offset: int = 0) -> Iterator[Block | Damage]:
 
 @contextlib.contextmanager
 def mapped(path: Path) -> Iterator[bytes | mmap.mmap]:
-    """The bytes of the file at `path`, without reading them all into memory."""
+    """The bytes of the file at `path`, without reading them all into memory. Raises OSError."""
     with path.open("rb") as file:
-        if path.stat().st_size == 0:
+        # A map of what cannot be read would not raise an error but kill the process.
+        while file.read(CHECKED_AT_ONCE):
+            pass
+        if file.tell() == 0:
             yield b""
             return
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -4,6 +4,9 @@ The quotas are in bytes on disk. What happens at a full spool is the configurati
 and whoever holds the records waits for room; `drop-newest` and `drop-oldest` give records up and count them. One app over
 its own share never costs another app anything; when all together are over theirs, the largest spool gives way.
 
+There are at most MOST_APPS. A new one takes the place of the one that was quiet the longest, if that is IDLE_SECONDS at least and
+all that it sent is in Kafka, or is refused: no peer can take directories and memory without end by inventing names.
+
 The last bytes of the disk are never taken: without room for positions nothing that Kafka has could be given up, and a disk
 that the spool has filled would stay full for ever.
 """
@@ -11,6 +14,7 @@ that the spool has filled would stay full for ever.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -27,7 +31,11 @@ from forwarder.spool.block import NO_SESSION
 log = logging.getLogger("forwarder.spool")
 
 SMALLEST_SEGMENT = 64 * 1024
-REPORT_SECONDS = 60.0
+OVER_SECONDS = 5.0
+MOST_APPS = 1000
+LONGEST_NAME = 220
+"""Of a directory; names of files that are made of it (see `dead`) have to fit too."""
+IDLE_SECONDS = 600.0
 RELEASE_SECONDS = 0.1
 KEPT_FREE = 16 * 1024 * 1024
 KEPT_FREE_SHARE = 16
@@ -42,7 +50,14 @@ class SpoolFull(Exception):
 
 class Spools:
     def __init__(
-        self, directory: Path, settings: config.Spool, *, routes: Routes, wake: Wake, added: Callable[[Spool], None]
+        self,
+        directory: Path,
+        settings: config.Spool,
+        *,
+        routes: Routes,
+        wake: Wake,
+        added: Callable[[Spool], None],
+        removed: Callable[[Spool], None],
     ) -> None:
         self.dropped: Counter[tuple[str, str]] = Counter()
         """Records given up, by app and reason."""
@@ -52,23 +67,64 @@ class Spools:
         self._routes = routes
         self._wake = wake
         self._added = added
+        self._removed = removed
+        self._used: dict[str, float] = {}
+        self._closed: dict[str, int] = {}
+        """The positions of those that could not be opened."""
+        self._floor = 0
+        """Where a new spool begins: behind any that was given up, whose saved position may still be there after a kill."""
         self._shared = Shared()
         self._spools: dict[str, Spool] = {}
-        self._reported: dict[str, float] = {}
+        self._reported: dict[str, tuple[str, float]] = {}
+        """What apps have been told to suffer from, and when it happened last."""
         self._released = -RELEASE_SECONDS
         self._unchecked = CHECK_BYTES
         self._syncing = asyncio.Lock()
 
     def open_all(self, positions: Mapping[str, int]) -> None:
         """Open what is on disk; `positions` are those saved, by source name. A spool that is gone starts where it ended."""
-        for app, _ in app_directories(self._directory):
-            self._open(app, positions.get(f"spool:{app}", 0))
+        for app, directory in app_directories(self._directory):
+            position = positions.get(f"spool:{app}", 0)
+            try:
+                self._open(app, position)
+            except OSError as error:
+                self._closed[app] = position
+                log.error("app %s: %s cannot be opened (%s); it is tried again when the app sends", app, directory, error)
         for name, position in positions.items():
-            if name.startswith("spool:") and name[6:] not in self._spools:
+            if name.startswith("spool:") and not (self._directory / directory_name(name[6:])).exists():
                 self._open(name[6:], position)
 
     def of(self, app: str) -> Spool:
-        return self._spools.get(app) or self._open(app, 0)
+        """The spool of the app, opened if need be. Raises OSError, also when there are too many or its name is too long."""
+        spool = self._spools.get(app)
+        if spool is None:
+            if len(directory_name(app)) > LONGEST_NAME:
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), app)
+            if len(self._spools) >= MOST_APPS and not self._give_one_up():
+                raise OSError(
+                    f"there are {MOST_APPS} apps already, with records that are not in Kafka or not {IDLE_SECONDS:g} s old"
+                )
+            spool = self._open(app, self._closed.get(app, self._floor))
+            self._closed.pop(app, None)
+        return spool
+
+    def _give_one_up(self) -> bool:
+        """Forget the app that was heard of the longest ago, if that is long and all it sent is in Kafka."""
+        before = time.monotonic() - IDLE_SECONDS
+        idle = [
+            spool for spool in self._spools.values() if spool.delivered and not spool.unsynced and self._used[spool.app] <= before
+        ]
+        if not idle:
+            return False
+        spool = min(idle, key=lambda each: self._used[each.app])
+        spool.release()
+        spool.close()
+        self._floor = max(self._floor, spool.end)
+        del self._spools[spool.app], self._used[spool.app]
+        self._removed(spool)
+        with contextlib.suppress(OSError):  # what is in quarantine stays
+            (self._directory / directory_name(spool.app)).rmdir()
+        return True
 
     def __iter__(self) -> Iterator[Spool]:
         return iter(self._spools.values())
@@ -84,6 +140,7 @@ class Spools:
             shared=self._shared,
             segment_bytes=segment,
         )
+        self._used[app] = time.monotonic()
         self._added(spool)
         return spool
 
@@ -103,18 +160,27 @@ class Spools:
         first: int = 0,
     ) -> None:
         """Append to `spool` within the quotas; raises SpoolFull when the records must wait."""
-        if not self._has_room(spool, len(records)) and not self._make_room(spool, len(records), count):
-            if session != NO_SESSION:
-                spool.sessions[session] = first + count
-            return
+        self._used[spool.app] = time.monotonic()
         try:
+            if not self._has_room(spool, len(records)) and not self._make_room(spool, len(records), count):
+                if session != NO_SESSION:
+                    spool.sessions[session] = first + count
+                return
             self._check_disk(len(records))
             spool.append(records, count, received, route=route, session=session, first=first)
         except OSError as error:
             self.disk_errors += 1
-            self._report(spool.app, f"the disk does not take records ({error}); apps wait, shipping goes on")
+            self._report(spool.app, "the disk does not take records; apps wait, shipping goes on", f" ({error})")
             self._release()
             raise SpoolFull(str(error)) from error
+        if spool.app in self._reported:
+            self._report_end(spool.app)
+
+    def tick(self) -> None:
+        """Once a second: have those read again that could not be."""
+        for spool in self._spools.values():
+            if spool.failing:
+                self._wake(spool)
 
     def _check_disk(self, size: int) -> None:
         """Raises OSError when the rest of the disk is to be left free."""
@@ -139,7 +205,8 @@ class Spools:
         if now - self._released >= RELEASE_SECONDS:
             self._released = now
             for spool in self._spools.values():
-                spool.release()
+                with contextlib.suppress(OSError):  # a disk that takes nothing may not even let go
+                    spool.release()
 
     def _make_room(self, spool: Spool, size: int, count: int) -> bool:
         """Whether the records may be appended; False when they are dropped instead."""
@@ -164,12 +231,19 @@ class Spools:
         self._report(spool.app, "the spool is full: apps wait until Kafka has taken some of it")
         raise SpoolFull("quota reached")
 
-    def _report(self, app: str, what: str) -> None:
-        """Once a minute for each app, as long as it goes on."""
-        now = time.monotonic()
-        if now - self._reported.get(app, -REPORT_SECONDS) >= REPORT_SECONDS:
-            self._reported[app] = now
-            log.warning("app %s: %s", app, what)
+    def _report(self, app: str, what: str, why: str = "") -> None:
+        """Once, until it is over."""
+        said, _ = self._reported.get(app, ("", 0.0))
+        self._reported[app] = what, time.monotonic()
+        if what != said:
+            log.warning("app %s: %s%s", app, what, why)
+
+    def _report_end(self, app: str) -> None:
+        """Over is what has not happened for a while: at a full spool there is room and none in turn."""
+        _, last = self._reported[app]
+        if time.monotonic() - last >= OVER_SECONDS:
+            del self._reported[app]
+            log.warning("app %s: the spool takes its records again", app)
 
     async def sync(self) -> None:
         """Everything appended before this call is on the platter when it returns."""

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, IsolationLevel, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
 from confluent_kafka.cimpl import NewTopic
 
 from tests.harness.wait import POLL_SECONDS, eventually
@@ -57,6 +58,12 @@ class Topics:
         topic = NewTopic(name, num_partitions=partitions, replication_factor=copies, config=dict(config or {}))
         self._admin.create_topics([topic], request_timeout=30)[name].result(timeout=60)
         eventually(lambda: len(self._led_partitions(name)) == partitions, what=f"topic {name} with {partitions} partitions")
+
+    def configure_topic(self, name: str, config: Mapping[str, str]) -> None:
+        """Change some of a topic's configuration."""
+        entries = [ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET) for key, value in config.items()]
+        resource = ConfigResource(ConfigResource.Type.TOPIC, name, incremental_configs=entries)
+        self._admin.incremental_alter_configs([resource])[resource].result(timeout=30)
 
     def delete_topic(self, name: str) -> None:
         """Delete a topic and wait until it is gone."""

@@ -8,7 +8,6 @@ import os
 import pickle
 import re
 import resource
-import select
 import shutil
 import socket
 import struct
@@ -24,10 +23,12 @@ from typing import Any
 
 import pytest
 
+from forwarder.spool.spools import MOST_APPS
 from tests.conftest import AgentFactory, AppFactory
 from tests.harness.agent import Agent, to_toml
 from tests.harness.apps import finish
-from tests.harness.kafka import Kafka, free_ports
+from tests.harness.gate import Gate
+from tests.harness.kafka import Kafka
 from tests.harness.native import Native, connect
 from tests.harness.oracle import judge
 from tests.harness.wait import eventually
@@ -53,53 +54,6 @@ def start(kafka: Kafka, topic: str, agent: AgentFactory) -> Start:
         return running
 
     return start
-
-
-class Gate:
-    """An address at which Kafka is found while the gate is open, and nobody while it is closed."""
-
-    def __init__(self, kafka: Kafka) -> None:
-        host, _, port = kafka.bootstrap.partition(":")
-        self._kafka = (host, int(port))
-        self._here = ("127.0.0.1", free_ports(1))
-        self._server: socket.socket | None = None
-        self.settings = {
-            "bootstrap_servers": f"127.0.0.1:{self._here[1]}",
-            "properties": {"reconnect.backoff.ms": 50, "reconnect.backoff.max.ms": 200},
-        }
-
-    def open(self) -> None:
-        self._server = socket.create_server(self._here)
-        threading.Thread(target=self._serve, args=(self._server,), daemon=True).start()
-
-    def close(self) -> None:
-        if self._server is not None:
-            # Closing alone would not end an accept() that waits.
-            self._server.shutdown(socket.SHUT_RDWR)
-            self._server.close()
-
-    def _serve(self, server: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = server.accept()
-                threading.Thread(target=self._join, args=(client,), daemon=True).start()
-
-    def _join(self, client: socket.socket) -> None:
-        with contextlib.suppress(OSError), client, socket.create_connection(self._kafka) as broker:
-            other = {client: broker, broker: client}
-            while True:
-                for ready in select.select([client, broker], [], [])[0]:
-                    data = ready.recv(65536)
-                    if not data:
-                        return
-                    other[ready].sendall(data)
-
-
-@pytest.fixture
-def gate(kafka: Kafka) -> Iterator[Gate]:
-    gate = Gate(kafka)
-    yield gate
-    gate.close()
 
 
 def lines(writer: str, numbers: range, size: int = 0) -> list[bytes]:
@@ -813,6 +767,25 @@ def test_an_app_whose_spool_cannot_be_opened_is_turned_away_with_one_line(start:
     assert "the spool of app broken cannot be opened" in line
     assert running.metric("forwarder_connections_rejected_total", reason="spool") == 1
     assert "Traceback" not in running.log()
+
+
+def test_a_greeting_that_invents_one_app_too_many_is_turned_away_and_the_others_are_served(start: Start, gate: Gate) -> None:
+    running = start(kafka=gate.settings)
+    for number in range(MOST_APPS):
+        with connect(running.socket) as peer:
+            peer.greet(app=f"app{number}", session="one")
+            if number % 100 == 0:
+                peer.send(lines("w", range(1)))
+                peer.await_ack(1)
+    with connect(running.socket) as peer:
+        peer.send_bytes(b'{"forwarder":1,"app":"one too many"}\n')
+        assert closed_by_agent(peer)
+    (line,) = log_lines(running, "one too many")
+    assert f"there are {MOST_APPS} apps already" in line
+    assert running.metric("forwarder_connections_rejected_total", reason="spool") == 1
+    with connect(running.socket) as peer:
+        assert peer.greet(app="app0", session="one", first=1) == 1
+    assert len(list((running.state / "spool").iterdir())) == MOST_APPS
 
 
 # A full disk

@@ -295,6 +295,25 @@ def test_records_with_a_key_keep_their_order_around_one_that_is_refused(kafka: K
     assert [letter["key"] for letter in dead_letters(running)] == ["a", "b"]
 
 
+def test_a_topic_that_refuses_the_time_of_records_keeps_them_waiting_and_gets_them_with_another_time(
+    kafka: Kafka, agent: AgentFactory
+) -> None:
+    strict = new_topic(kafka, "-strict", config={"message.timestamp.before.max.ms": "0"})
+    other = strict.replace("-strict", "-other")
+    kafka.create_topic(other)
+    running = agent({"kafka": {"bootstrap_servers": kafka.bootstrap, "topic": strict.replace("-strict", "-{app}")}})
+    running.start()
+    send(running, lines(1000), app="strict")
+    eventually(lambda: logged(running, f"{strict}.*its records wait on disk"), what="a line in the log")
+    send(running, lines(100), app="other")
+    judge(kafka.values(other, expected=100), {"w": 100}).assert_exact()
+    kafka.configure_topic(strict, {"message.timestamp.before.max.ms": "3600000"})
+    no_loss(judge(kafka.values(strict, expected=1000), {"w": 1000}))
+    await_settled(running)
+    assert not dead_letters(running, "strict")
+    assert len(logged(running, "its records wait on disk")) == 1
+
+
 # Topics
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import resource
@@ -10,9 +11,10 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from forwarder.dead import DeadLetter, write
+from forwarder.dead import DeadLetter, InUse, _line, advance, files, letters, take, write
 
 NOON = 1_767_268_800.5
 
@@ -106,3 +108,42 @@ def test_a_file_with_nothing_but_a_line_cut_off_begins_anew(tmp_path: Path) -> N
     (tmp_path / "shop.jsonl").write_bytes(b"{" * 100_000)
     write(tmp_path, "shop", [letter(b"after")], NOON)
     assert [line["value"] for line in lines(tmp_path, "shop")] == ["after"]
+
+
+def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
+    written = [letter(b"1", b"key"), letter(b"\xff", b"\xfe", -1), letter("grüße\n".encode()), letter(b"", b"")]
+    write(tmp_path, "a/b", written, NOON)
+    (file,) = files(tmp_path)
+    found = [each for _, _, each in letters(file)]
+    assert file.app == "a/b"
+    assert found == [msgspec.structs.replace(each, time="2026-01-01T12:00:00.500Z") for each in written]
+
+
+def test_each_app_is_given_half_of_what_the_others_leave(tmp_path: Path) -> None:
+    size = len(_line(letter(b"x"), NOON))
+    kept = [write(tmp_path, app, [letter(b"x")] * 100, NOON, max_bytes=100 * size) for app in ("a", "b", "c", "a")]
+    assert kept == [50, 25, 12, 0]
+
+
+def test_a_file_that_somebody_takes_gets_no_letter_and_the_next_one_does(tmp_path: Path) -> None:
+    write(tmp_path, "shop", [letter(b"1")], NOON)
+    (file,) = files(tmp_path)
+    with file.path.open("rb") as taking:
+        fcntl.flock(taking, fcntl.LOCK_EX)
+        with pytest.raises(InUse):
+            write(tmp_path, "shop", [letter(b"2")], NOON)
+    taken = take(file)
+    write(tmp_path, "shop", [letter(b"3")], NOON)
+    assert [[each.value for _, _, each in letters(one) if each] for one in files(tmp_path)] == [[b"1"], [b"3"]]
+    first = next(letters(taken))[0]
+    assert advance(taken, first).start == first
+    assert [file.taken for file in files(tmp_path)] == [False]
+
+
+def test_a_taken_file_begins_where_the_last_replay_came_to(tmp_path: Path) -> None:
+    write(tmp_path, "shop", [letter(b"1"), letter(b"2"), letter(b"3")], NOON)
+    (file,) = files(tmp_path)
+    taken = take(file)
+    advance(taken, next(letters(taken))[0])
+    (again,) = files(tmp_path)
+    assert [each.value for _, _, each in letters(again) if each] == [b"2", b"3"]

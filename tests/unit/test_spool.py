@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from forwarder.route import make_route
 from forwarder.source import Source
-from forwarder.spool import Shared, Spool, app_name, blocks, directory_name, list_segments
+from forwarder.spool import Segment, Shared, Spool, app_name, blocks, directory_name, list_segments
 from forwarder.spool.repair import repair
 
 SESSION = b"s" * 16
@@ -39,6 +39,13 @@ def open_spool(directory: Path, position: int = 0, *, segment_bytes: int = 2000,
         shared=shared or Shared(),
         segment_bytes=segment_bytes,
     )
+
+
+def open_spool_of(segment: Segment, directory: Path) -> Spool:
+    """A spool of nothing but a copy of `segment`."""
+    directory.mkdir()
+    (directory / segment.path.name).write_bytes(segment.path.read_bytes())
+    return open_spool(directory)
 
 
 def fill(spool: Spool, numbers: range, *, session: bytes = blocks.NO_SESSION) -> None:
@@ -192,13 +199,14 @@ def test_a_segment_cut_at_any_byte_gives_every_whole_block_and_never_fails(tmp_p
         (directory / f"{0:020d}.seg").write_bytes(data[:size])
         again = open_spool(directory, segment_bytes=100_000)
         whole = sum(end <= size for end in ends)
+        assert sum(part.count for part in blocks.scan(data[:size]) if isinstance(part, blocks.Block)) == whole
         assert numbers(drain(again)) == list(range(whole))
         fill(again, range(whole, 8))
         assert numbers(drain(again)) == list(range(whole, 8))
         again.close()
 
 
-def test_a_flipped_byte_anywhere_costs_one_block_and_repair_agrees_with_the_reader(tmp_path: Path) -> None:
+def test_a_flipped_byte_anywhere_costs_one_block_and_check_and_repair_agree_with_the_reader(tmp_path: Path) -> None:
     spool = open_spool(tmp_path / "whole", segment_bytes=100_000)
     fill(spool, range(6))
     spool.close()
@@ -214,6 +222,10 @@ def test_a_flipped_byte_anywhere_costs_one_block_and_repair_agrees_with_the_read
         read = open_spool(tmp_path / f"read-{offset}", segment_bytes=100_000)
         found = numbers(drain(read))
         assert len(found) >= 5
+        parts = list(blocks.scan(bytes(flipped)))
+        assert sum(part.count for part in parts if isinstance(part, blocks.Block)) == len(found)
+        assert sum(part.end - part.start for part in parts if isinstance(part, blocks.Damage)) == read.damaged_bytes
+        assert sum(path.stat().st_size for path in (tmp_path / f"read-{offset}" / "quarantine").iterdir()) == read.damaged_bytes
         assert read.damaged_bytes > 0
         read.close()
         assert repair(tmp_path / f"repaired-{offset}") == read.damaged_bytes
@@ -235,6 +247,173 @@ def test_a_missing_segment_is_stepped_over_and_counted(directory: Path) -> None:
     assert found[0] == 0
     assert found[-1] == 199
     assert found == sorted(set(found))
+
+
+def test_a_segment_that_goes_while_it_is_read_is_read_to_its_end_and_one_that_went_before_is_stepped_over(
+    directory: Path,
+) -> None:
+    spool = open_spool(directory)
+    fill(spool, range(200))
+    spool.seek(0)  # nothing is kept in memory
+    segments = list_segments(directory)
+    chunk = spool.read(100)
+    assert chunk is not None
+    for segment in (segments[0], segments[3], segments[-1]):
+        segment.path.unlink()
+    found = numbers(chunk.records + drain(spool))
+    assert found == sorted(set(found))
+    assert found[: found.index(40)] == list(range(40))
+    assert spool.missing_bytes == segments[3].size + segments[-1].size
+    assert spool.lag() == 0
+    fill(spool, range(200, 210))
+    assert numbers(drain(spool)) == list(range(200, 210))
+    spool.commit(spool.end)
+    spool.close()
+    again = open_spool(directory, spool.end)
+    fill(again, range(210, 220))
+    assert numbers(drain(again)) == list(range(210, 220))
+
+
+def test_going_back_behind_a_segment_that_is_gone_is_no_end(directory: Path) -> None:
+    spool = open_spool(directory)
+    fill(spool, range(100))
+    spool.seek(0)
+    segments = list_segments(directory)
+    for segment in segments[-2:]:
+        segment.path.unlink()
+    before = numbers(drain(spool))
+    spool.seek(segments[-2].first + 10)
+    assert drain(spool) == []
+    spool.seek(0)
+    assert numbers(drain(spool)) == before
+    fill(spool, range(100, 110))
+    assert numbers(drain(spool)) == list(range(100, 110))
+
+
+@pytest.mark.parametrize("left", [0, 1, 500, 1999])
+def test_a_segment_that_is_cut_while_it_is_read_ends_there(directory: Path, left: int) -> None:
+    spool = open_spool(directory)
+    fill(spool, range(100))
+    spool.seek(0)
+    segments = list_segments(directory)
+    chunk = spool.read(1000)
+    assert chunk is not None
+    os.truncate(segments[0].path, min(left, segments[0].size))
+    os.truncate(segments[-1].path, min(left, segments[-1].size))
+    found = numbers(chunk.records + drain(spool))
+    assert found == sorted(set(found))
+    assert spool.lag() == 0
+    assert spool.damaged_bytes >= 0
+    fill(spool, range(100, 110))
+    assert numbers(drain(spool))[-10:] == list(range(100, 110))
+
+
+def test_an_empty_segment_does_not_take_a_new_one_of_its_name_with_it(directory: Path) -> None:
+    spool = open_spool(directory)
+    fill(spool, range(10))
+    end = spool.end
+    spool.close()
+    for address in (end, end + 1000):
+        (directory / f"{address:020d}.seg").touch()
+    again = open_spool(directory)
+    fill(again, range(10, 100))
+    chunk = again.read(100_000)
+    assert chunk is not None
+    again.commit(end)
+    again.close()
+    assert numbers(drain(open_spool(directory, end)))[-1] == 99
+    assert list_segments(directory)[0].first <= end
+
+
+def test_a_repair_that_was_killed_costs_nothing_that_comes_later(directory: Path) -> None:
+    spool = open_spool(directory, segment_bytes=100_000)
+    fill(spool, range(6))
+    spool.close()
+    (segment,) = list_segments(directory)
+    data = bytearray(segment.path.read_bytes())
+    blocks_of = [part for part in blocks.scan(bytes(data)) if isinstance(part, blocks.Block)]
+    data[blocks_of[3].start] ^= 1
+    data[-2] ^= 1
+    segment.path.write_bytes(data)
+    # The last piece is written first: from behind the damage in the middle to that at the end.
+    piece = bytes(data[blocks_of[4].start : blocks_of[6].start])
+    (directory / f"{blocks_of[4].start:020d}.seg").write_bytes(piece)
+    again = open_spool(directory, segment_bytes=100_000)
+    fill(again, range(10, 20))
+    assert numbers(drain(again)) == [0, 1, 3, 4, *range(10, 20)]
+    again.close()
+    assert repair(directory) > 0
+    mended = open_spool(directory, segment_bytes=100_000)
+    assert numbers(drain(mended)) == [0, 1, 3, 4, *range(10, 20)]
+
+
+def test_segments_that_overlap_are_read_once_and_what_comes_later_is_not_lost(directory: Path) -> None:
+    spool = open_spool(directory)
+    fill(spool, range(100))
+    spool.close()
+    segments = list_segments(directory)
+    third = segments[2]
+    (directory / f"{third.first + third.size // 2:020d}.seg").write_bytes(third.path.read_bytes()[third.size // 2 :])
+    again = open_spool(directory)
+    fill(again, range(100, 120))
+    assert numbers(drain(again)) == list(range(120))
+
+
+@pytest.mark.parametrize("digit", range(20))
+def test_a_segment_under_a_wrong_name_hides_no_more_than_what_it_lies_over(directory: Path, digit: int) -> None:
+    spool = open_spool(directory)
+    fill(spool, range(100))
+    spool.close()
+    segments = list_segments(directory)
+    moved = segments[1]
+    inside = numbers(drain(open_spool_of(moved, directory.parent / "alone")))
+    name = moved.path.stem
+    moved.path.rename(directory / f"{name[:digit]}{(int(name[digit]) + 1) % 10}{name[digit + 1 :]}.seg")
+    again = open_spool(directory)
+    fill(again, range(100, 120))
+    found = numbers(drain(again))
+    assert found[-20:] == list(range(100, 120))
+    hidden = set(range(100)) - set(found) - set(inside)
+    assert len(hidden) <= len(inside), "no more than what it lies over"
+    assert len(found) == len(set(found))
+
+
+def test_what_is_no_segment_is_left_alone_and_told(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spool = open_spool(directory)
+    fill(spool, range(50))
+    end = spool.end
+    spool.close()
+    precious = directory.parent / "precious"
+    precious.write_text("data")
+    (directory / f"{end + 5:020d}.seg").symlink_to(precious)
+    (directory / f"{end + 6:020d}.seg").symlink_to("nowhere")
+    (directory / f"{end + 7:020d}.seg").mkdir()
+    (directory / "00000000000000000001.seg.new").write_text("left by a repair")
+    (directory / "garbage.seg").write_bytes(os.urandom(100))
+    (directory / f"{end:020d}.seg").touch()
+    (directory / f"{end + 100_000:020d}.seg").touch()
+    (directory / f"{'9' * 20}.seg").write_text("no address that a position could have")
+    again = open_spool(directory)
+    fill(again, range(50, 100))
+    assert numbers(drain(again)) == list(range(100))
+    again.commit(again.end)
+    again.close()
+    assert precious.read_text() == "data"
+    assert sum("is no segment, left as it is" in record.message for record in caplog.records) == 5
+
+
+def test_a_name_that_is_taken_by_something_else_refuses_records_until_it_is_free(directory: Path) -> None:
+    spool = open_spool(directory)
+    fill(spool, range(3))
+    spool.close()
+    again = open_spool(directory, segment_bytes=1)
+    blocking = directory / f"{again.end:020d}.seg"
+    blocking.mkdir()
+    with pytest.raises(OSError):
+        fill(again, range(3, 4))
+    blocking.rmdir()
+    fill(again, range(3, 5))
+    assert numbers(drain(again)) == list(range(5))
 
 
 def test_a_block_of_an_unknown_version_is_refused_with_what_to_do(directory: Path) -> None:
