@@ -176,7 +176,10 @@ class Shipper:
         if self._main.fatal:
             self._replace_producers()
             return
-        served = sum([kafka.poll() for kafka in list(self._producers.values())])
+        outstanding = self.in_flight
+        for kafka in list(self._producers.values()):
+            kafka.poll()
+        landed = self.in_flight != outstanding
         if self._main.fatal:
             self._replace_producers()
             return
@@ -189,7 +192,8 @@ class Shipper:
             self._scheduled = self._loop.call_soon(self._turn)
         elif self.in_flight:
             least = PACE if self._limited else REPORT_PACE
-            self._poll_delay = least if served else min(max(self._poll_delay * 1.3, least), LONGEST_POLL)
+            # Only what lands is a reason to ask soon again: a Kafka that is away has much to report, and nothing of it helps.
+            self._poll_delay = least if landed else min(max(self._poll_delay * 1.3, least), LONGEST_POLL)
             self._schedule(self._poll_delay)
 
     def _ship(self) -> None:

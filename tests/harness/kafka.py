@@ -13,11 +13,21 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, IsolationLevel, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    ElectionType,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 from confluent_kafka.cimpl import NewTopic
 
@@ -90,7 +100,13 @@ class Topics:
         """As `records`, only the values; a million takes a few seconds."""
         return self._read(topic, expected, timeout, Message.value)
 
-    def _read(self, topic: str, expected: int | None, timeout: float, take: Callable[[Message], T | None]) -> list[T]:
+    def each(self, topic: str, use: Callable[[bytes, int], None], timeout: float = 60) -> None:
+        """Call `use` with every value and its partition: of more records than memory holds."""
+        self._read(topic, None, timeout, lambda message: use(message.value() or b"", cast(int, message.partition())), keep=False)
+
+    def _read(
+        self, topic: str, expected: int | None, timeout: float, take: Callable[[Message], T | None], keep: bool = True
+    ) -> list[T]:
         """Read from the beginning to where the topic ends now; before that, wait until there are `expected` records.
 
         So what was duplicated beyond `expected` is seen as well. Of transactions only those committed are read. Raises
@@ -98,6 +114,7 @@ class Topics:
         """
         deadline = time.monotonic() + timeout
         taken: list[Any] = []
+        unkept: deque[Any] = deque(maxlen=0)
         reached: dict[int, int] = {}
         # Asked for by another connection than the one that fetches, where the question would wait behind each long poll.
         end = self.end_offsets(topic)
@@ -122,7 +139,7 @@ class Topics:
                     raise AssertionError(f"after {timeout:g} s {len(taken)} records {wanted} were read from topic {topic}")
                 messages = consumer.consume(AT_ONCE, timeout=POLL_SECONDS)
                 good = [message for message in messages if message.error() is None]
-                taken += map(take, good)
+                (taken if keep else unkept).extend(map(take, good))
                 if len(good) < len(messages):
                     _note_ends(messages, reached)
                 if good:
@@ -160,14 +177,26 @@ class Topics:
 class Kafka(Topics):
     """A cluster of `nodes` brokers in `directory`, which is the caller's to remove; `extra` are more properties of the brokers.
 
-    Brokers are numbered from 1. The cluster keeps its data and its ports when it is stopped and started again.
+    Brokers are numbered from 1. The cluster keeps its data and its ports when it is stopped and started again. `fronts`, one
+    for each broker, are where else it listens, HOST:PORT, and the address by which it tells clients there to reach it: that
+    of a relay, or one of another network. The listener's name is FRONT.
     """
 
-    def __init__(self, directory: Path, nodes: int = 1, port: int | None = None, extra: str = "") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        nodes: int = 1,
+        port: int | None = None,
+        extra: str = "",
+        fronts: Sequence[tuple[str, str]] = (),
+    ) -> None:
         self.directory = directory
         self.nodes = nodes
         self.port = free_ports(2 * nodes) if port is None else port
         super().__init__(",".join(f"127.0.0.1:{self.port + 2 * number}" for number in range(nodes)))
+        self.front = ",".join(advertised for _, advertised in fronts)
+        """What clients in front of the brokers begin with."""
+        self._fronts = fronts
         self._extra = extra
         self._frozen: set[int] = set()
 
@@ -178,6 +207,13 @@ class Kafka(Topics):
         self.directory.mkdir(parents=True, exist_ok=True)
         if self._extra:
             (self.directory / "extra.properties").write_text(self._extra + "\n")
+        for number, (listens, advertised) in enumerate(self._fronts, start=1):
+            place, own = self.directory / str(number), f"127.0.0.1:{self.port + 2 * (number - 1)}"
+            place.mkdir(exist_ok=True)
+            (place / "extra.properties").write_text(
+                f"listeners=PLAINTEXT://{own},CONTROLLER://127.0.0.1:{self.port + 2 * number - 1},FRONT://{listens}\n"
+                f"advertised.listeners=PLAINTEXT://{own},FRONT://{advertised}\n"
+            )
         try:
             self._script("start", self.directory, self.port, self.nodes)
         except KafkaFailed as error:
@@ -213,6 +249,16 @@ class Kafka(Topics):
         """Let a frozen broker go on."""
         self._frozen.discard(number)
         os.kill(self.pid(number), signal.SIGCONT)
+
+    def elect(self) -> None:
+        """Make each partition's first replica its leader again, and wait until all are that can be."""
+
+        def elected() -> bool:
+            results = self._admin.elect_leaders(ElectionType.PREFERRED, None, request_timeout=10).result(timeout=15)
+            # A replica that has just come back is not in sync yet.
+            return all(error is None or error.code() == KafkaError.ELECTION_NOT_NEEDED for error in results.values())
+
+        eventually(elected, 60, "the preferred leaders to be elected")
 
     def pid(self, number: int = 1) -> int:
         return int(self._script("pid", self.directory, number))
