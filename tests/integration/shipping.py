@@ -17,6 +17,8 @@ from tests.harness.wait import eventually
 NOBODY = "127.0.0.1:9"
 """An address at which no Kafka is."""
 CHUNK_RECORDS = 5000
+IMPATIENT = {"socket.timeout.ms": 3000, "api.version.request.timeout.ms": 3000, "socket.connection.setup.timeout.ms": 3000}
+"""librdkafka's patience with requests, new connections and connecting, which by default are 60, 10 and 30 seconds."""
 
 
 def new_topic(kafka: Kafka, name: str = "", **options: Any) -> str:

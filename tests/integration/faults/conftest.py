@@ -1,4 +1,4 @@
-"""The broker that these tests share and may ill-treat."""
+"""The brokers that these tests share and may ill-treat."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.kafka import Kafka
+from tests.harness.kafka import Kafka, free_ports
+from tests.harness.relay import Relay
 
 
 @pytest.fixture(scope="package")
@@ -19,5 +20,18 @@ def unsteady() -> Iterator[Kafka]:
         cluster.start()
         try:
             yield cluster
+        finally:
+            cluster.stop()
+
+
+@pytest.fixture(scope="package")
+def relayed() -> Iterator[tuple[Kafka, Relay]]:
+    """A broker behind a relay, which tests leave whole."""
+    port = free_ports(2)
+    with tempfile.TemporaryDirectory(prefix="fwd-kafka-") as directory, Relay((port + 1, port)) as relay:
+        cluster = Kafka(Path(directory), fronts=[(f"127.0.0.1:{port}", f"127.0.0.1:{port + 1}")])
+        cluster.start()
+        try:
+            yield cluster, relay
         finally:
             cluster.stop()
