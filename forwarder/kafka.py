@@ -39,7 +39,6 @@ FOR_GOOD = frozenset(
         KafkaError.INVALID_MSG_SIZE,
         KafkaError.INVALID_RECORD,
         KafkaError.POLICY_VIOLATION,
-        KafkaError.INVALID_TIMESTAMP,
         KafkaError.UNSUPPORTED_COMPRESSION_TYPE,
     }
 )
@@ -50,11 +49,12 @@ OF_TOPIC = frozenset(
         KafkaError.UNKNOWN_TOPIC_OR_PART,
         KafkaError.TOPIC_AUTHORIZATION_FAILED,
         KafkaError.TOPIC_EXCEPTION,
+        KafkaError.INVALID_TIMESTAMP,  # records get the time at which they are sent: the clock is wrong, or they waited long
         KafkaError._UNKNOWN_TOPIC,
         KafkaError._UNKNOWN_PARTITION,
     }
 )
-"""Errors of a topic: its apps wait, others go on."""
+"""Errors of a topic and what it takes: its apps wait, others go on."""
 
 
 def client_properties(config: Config) -> dict[str, Any]:
