@@ -25,10 +25,7 @@ class Clock:
     def __init__(self, directory: Path) -> None:
         self._file = directory / "clock"
         self.jump(0)
-        (library,) = [
-            *Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"),
-            *Path("/usr/lib/faketime").glob("libfaketimeMT.so.1"),
-        ]
+        (library,) = Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")
         self.env = {
             "LD_PRELOAD": str(library),
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
