@@ -53,6 +53,8 @@ HOLD = 0.02
 HELD_BYTES, HELD_OVERHEAD = 4 * 1024 * 1024, 2048
 """So much of what was read may wait in memory for topics that are not known yet, and what each chunk of it counts beside."""
 SAVED_AT_ONCE = 500
+CLOCK_STEP = 5.0
+"""librdkafka waits by the time of day (its issue 2145): what it waits for when that is set back comes as much later."""
 
 Keyed = tuple[bytes | None, bytes]
 
@@ -102,6 +104,7 @@ class Shipper:
         self._saving = asyncio.Lock()
         self._largest = int(config.kafka.properties.get("message.max.bytes", MAX_MESSAGE_BYTES))
         self.last_delivery = clock()
+        self._clock_ahead = clock() - self._loop.time()
 
     # Sources
 
@@ -604,6 +607,11 @@ class Shipper:
             lane.measure(1.0)
             if not lane.rate:
                 self._lively.discard(lane)
+        ahead = self._clock() - self._loop.time()
+        stepped, self._clock_ahead = ahead - self._clock_ahead, ahead
+        if stepped < -CLOCK_STEP and not self._main.fatal:
+            self._main.fatal = f"the clock, which its waits go by, was set back by {-stepped:.0f} s"
+            self._schedule()
         if not self.in_flight and not self._main.fatal:
             for kafka in list(self._producers.values()):
                 kafka.poll()

@@ -29,9 +29,10 @@ class Clock:
         self.env = {
             "LD_PRELOAD": str(library),
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
-            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_CACHE_DURATION": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "DONT_FAKE_MONOTONIC": "1",
+            "FAKETIME_WAIT_MS": "100",
             "NO_FAKE_STAT": "1",
         }
 
@@ -58,7 +59,8 @@ def test_a_broker_that_stamps_records_itself_gets_them_like_any_other(kafka: Kaf
 def test_records_that_a_topic_finds_too_far_from_its_time_wait_until_the_clock_is_right(
     kafka: Kafka, agent: AgentFactory, directory: Path, limit: str, ahead: int
 ) -> None:
-    """A wrong clock is no fault of the records: they must not be set aside as refused for good."""
+    """A wrong clock is no fault of the records: they must not be set aside as refused for good. Each is refused alone, which
+    takes librdkafka some 20 ms."""
     strict, other = new_topic(kafka, "-strict", config={limit: "600000"}), new_topic(kafka, "-other")
     clock = Clock(directory)
     sockets = [{"path": str(directory / name[-6:]), "app": name[-5:], "topic": name} for name in (strict, other)]
@@ -66,14 +68,14 @@ def test_records_that_a_topic_finds_too_far_from_its_time_wait_until_the_clock_i
     running.start()
     clock.jump(ahead)
     for number in range(3):
-        send_to(running, 0, lines(500, first=500 * number))
-        send_to(running, 1, lines(500, first=500 * number))
-    eventually(lambda: delivered(running, other) >= 1500, what="the app whose topic takes any time")
+        send_to(running, 0, lines(50, first=50 * number))
+        send_to(running, 1, lines(50, first=50 * number))
+    eventually(lambda: delivered(running, other) >= 150, what="the app whose topic takes any time")
     eventually(lambda: logged(running, f"{strict}.*nvalid timestamp.*wait"), what="a warning that names topic and reason")
     clock.jump(0)
     await_settled(running, 60)
     for topic in (strict, other):
-        verdict = judge(kafka.values(topic, expected=1500), {"w": 1500})
+        verdict = judge(kafka.values(topic, expected=150), {"w": 150})
         verdict.assert_no_harm()
     assert not dead_letters(running, "trict")
     assert running.metric("forwarder_records_dead_total") == 0
@@ -106,12 +108,13 @@ def test_a_clock_that_jumps_by_an_hour_back_and_forth_costs_no_record_and_no_tim
         begun = time.monotonic()
         with log.open("ab") as file:
             file.writelines(line + b"\n" for line in lines(1000, "f", 1000 * number))
-        log.rename(f"{log}.{number}")
         send(running, lines(1000, first=1000 * number))
         eventually(lambda count=number: delivered(running) >= 2000 * (count + 1), 10, "both to be delivered")  # type: ignore[misc]
         assert time.monotonic() - begun < 5, "it took longer than it does without a jump"
+        log.rename(f"{log}.{number}")
         assert running.metric("forwarder_oldest_unacked_seconds") < HOUR
     sent = 1000 * len(jumps)
-    judge(kafka.values(topic, expected=2 * sent), {"w": sent, "f": sent}).assert_exact()
+    judge(kafka.values(topic, expected=2 * sent), {"w": sent, "f": sent}).assert_no_harm()
+    assert len(logged(running, "the clock, which its waits go by, was set back by (3600|7200) s")) == 3
     assert running.terminate() == 0
     assert "Traceback" not in running.log()
