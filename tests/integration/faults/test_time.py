@@ -9,38 +9,15 @@ import pytest
 
 from tests.conftest import AgentFactory
 from tests.harness.agent import Agent
+from tests.harness.clock import Clock
 from tests.harness.kafka import Kafka
 from tests.harness.oracle import judge
 from tests.harness.wait import eventually
-from tests.integration.shipping import await_settled, dead_letters, delivered, lines, logged, new_topic, send
+from tests.integration.shipping import await_settled, dead_letters, delivered, lines, logged, new_topic, send, up
 
 pytestmark = pytest.mark.slow
 
 HOUR = 3600
-
-
-class Clock:
-    """A clock that an agent goes by, some seconds away from the true one; only what tells the time of day is."""
-
-    def __init__(self, directory: Path) -> None:
-        self._file = directory / "clock"
-        self.jump(0)
-        (library,) = Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")
-        self.env = {
-            "LD_PRELOAD": str(library),
-            "FAKETIME_TIMESTAMP_FILE": str(self._file),
-            "FAKETIME_CACHE_DURATION": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "DONT_FAKE_MONOTONIC": "1",
-            "FAKETIME_WAIT_MS": "100",
-            "NO_FAKE_STAT": "1",
-        }
-
-    def jump(self, seconds: int) -> None:
-        """Be so far ahead of the true time, or behind it."""
-        new = self._file.with_suffix(".new")
-        new.write_text(f"{seconds:+d}\n")
-        new.replace(self._file)
 
 
 def test_a_broker_that_stamps_records_itself_gets_them_like_any_other(kafka: Kafka, agent: AgentFactory) -> None:
@@ -66,13 +43,13 @@ def test_records_that_a_topic_finds_too_far_from_its_time_wait_until_the_clock_i
     sockets = [{"path": str(directory / name[-6:]), "app": name[-5:], "topic": name} for name in (strict, other)]
     running = agent({"kafka": {"bootstrap_servers": kafka.bootstrap}, "socket": sockets}, env=clock.env)
     running.start()
-    clock.jump(ahead)
+    clock.set(ahead)
     for number in range(3):
         send_to(running, 0, lines(50, first=50 * number))
         send_to(running, 1, lines(50, first=50 * number))
     eventually(lambda: delivered(running, other) >= 150, what="the app whose topic takes any time")
     eventually(lambda: logged(running, f"{strict}.*nvalid timestamp.*wait"), what="a warning that names topic and reason")
-    clock.jump(0)
+    clock.set(0)
     await_settled(running, 60)
     for topic in (strict, other):
         verdict = judge(kafka.values(topic, expected=150), {"w": 150})
@@ -104,7 +81,7 @@ def test_a_clock_that_jumps_by_an_hour_back_and_forth_costs_no_record_and_no_tim
     running.start()
     jumps = [0, HOUR, 0, -HOUR, HOUR, -HOUR, 0]
     for number, ahead in enumerate(jumps):
-        clock.jump(ahead)
+        clock.set(ahead)
         begun = time.monotonic()
         with log.open("ab") as file:
             file.writelines(line + b"\n" for line in lines(1000, "f", 1000 * number))
@@ -118,3 +95,24 @@ def test_a_clock_that_jumps_by_an_hour_back_and_forth_costs_no_record_and_no_tim
     assert len(logged(running, "the clock, which its waits go by, was set back by (3600|7200) s")) == 3
     assert running.terminate() == 0
     assert "Traceback" not in running.log()
+
+
+def test_a_clock_set_back_while_kafka_is_away_does_not_put_off_its_return(
+    unsteady: Kafka, agent: AgentFactory, directory: Path
+) -> None:
+    """librdkafka waits by the time of day between its tries to connect: they would come an hour later."""
+    topic = new_topic(unsteady)
+    clock = Clock(directory)
+    running = agent({"kafka": {"bootstrap_servers": unsteady.bootstrap, "topic": topic}}, env=clock.env)
+    running.start()
+    send(running, lines(1000))
+    await_settled(running)
+    unsteady.down()
+    try:
+        send(running, lines(1000, first=1000))
+        eventually(lambda: not running.status()["kafka"]["connected"], what="the loss of Kafka to be seen")
+        clock.set(-HOUR)
+    finally:
+        up(unsteady, topic)
+    eventually(lambda: delivered(running) >= 2000, 10, "the rest to be delivered")
+    judge(unsteady.values(topic), {"w": 2000}).assert_no_harm()
