@@ -36,12 +36,12 @@ AGENT = {
 }
 BROKER = {
     "killed": Kind(4, 1, 20),
-    "stopped by TERM": Kind(3, 1, 15),
+    # Of three, it hands its leaderships over first; once it is back they move back too.
+    "stopped by TERM": Kind(4, 1, 15),
     "frozen": Kind(3, 1, 25),
 }
 THREE_BROKERS = {
     **BROKER,
-    "stopped, and its leaderships moved back": Kind(3, 1, 5),
     "killed with another one": Kind(2, 2, 15),
 }
 NETWORK = {

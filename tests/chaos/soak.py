@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from tests.chaos.load import Load, Written
 from tests.chaos.plan import Fault, plan
 from tests.harness.agent import Agent
-from tests.harness.kafka import Kafka, free_ports
+from tests.harness.kafka import LEADERS_MOVE_BACK, Kafka, free_ports
 from tests.harness.oracle import Judge, Verdict, read_sealed
 from tests.harness.relay import Relay
 from tests.harness.wait import eventually
@@ -46,7 +46,10 @@ def run(settings: Settings, directory: Path, say: Callable[[str], None]) -> Outc
     seconds = settings.minutes * 60
     ports = [free_ports(2) for _ in range(settings.brokers)]
     kafka = Kafka(
-        directory / "kafka", settings.brokers, fronts=[(f"127.0.0.1:{port}", f"127.0.0.1:{port + 1}") for port in ports]
+        directory / "kafka",
+        settings.brokers,
+        extra=LEADERS_MOVE_BACK,
+        fronts=[(f"127.0.0.1:{port}", f"127.0.0.1:{port + 1}") for port in ports],
     )
     agent = Agent(directory / "a", configuration(settings, kafka, directory))
     logs = [directory / f"logs/f{number}/app.log" for number in range(FILES)]
@@ -185,8 +188,6 @@ class Stage:
         time.sleep(fault.seconds)
         for number in gone:
             kafka.up(number, timeout=120)
-        if fault.kind == "stopped, and its leaderships moved back":
-            kafka.elect()
 
     def _network_fault(self, fault: Fault) -> None:
         relay = self._relay

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple, TypeVar, cast
 from confluent_kafka import (
     OFFSET_BEGINNING,
     Consumer,
-    ElectionType,
     IsolationLevel,
     KafkaError,
     KafkaException,
@@ -35,6 +34,8 @@ from tests.harness.wait import POLL_SECONDS, eventually
 
 SCRIPT = Path(__file__).parents[1] / "tools" / "kafka.sh"
 AT_ONCE = 10_000
+LEADERS_MOVE_BACK = "leader.imbalance.check.interval.seconds=2\nleader.imbalance.per.broker.percentage=0"
+"""For several brokers: one that comes back leads again what it led before, within seconds."""
 
 T = TypeVar("T")
 
@@ -79,6 +80,11 @@ class Topics:
         if found.error is not None:
             raise KafkaException(found.error)
         return sorted(found.partitions)
+
+    def leaders_preferred(self, topic: str) -> bool:
+        """Whether each partition is led by its first replica, as it was when the topic was made."""
+        found = self._admin.list_topics(topic, timeout=10).topics[topic].partitions.values()
+        return all(partition.leader == partition.replicas[0] for partition in found)
 
     def end_offsets(self, topic: str) -> dict[int, int]:
         """For each partition, the offset after the last record that is not part of an open transaction."""
@@ -249,16 +255,6 @@ class Kafka(Topics):
         """Let a frozen broker go on."""
         self._frozen.discard(number)
         os.kill(self.pid(number), signal.SIGCONT)
-
-    def elect(self) -> None:
-        """Make each partition's first replica its leader again, and wait until all are that can be."""
-
-        def elected() -> bool:
-            results = self._admin.elect_leaders(ElectionType.PREFERRED, None, request_timeout=10).result(timeout=15)
-            # A replica that has just come back is not in sync yet.
-            return all(error is None or error.code() == KafkaError.ELECTION_NOT_NEEDED for error in results.values())
-
-        eventually(elected, 60, "the preferred leaders to be elected")
 
     def pid(self, number: int = 1) -> int:
         return int(self._script("pid", self.directory, number))
