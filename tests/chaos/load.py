@@ -104,8 +104,7 @@ def send(name: str, path: str, rate: float, seed: int, ending: Any, results: Any
                 if sent <= acknowledged or not select.select([peer.socket], [], [], 0 if behind else TICK)[0]:
                     time.sleep(TICK if sent <= acknowledged else 0)
                     continue
-                while select.select([peer.socket], [], [], 0)[0]:
-                    acknowledged = max(acknowledged, peer.read_ack())
+                acknowledged = max(acknowledged, peer.read_acks())
         if not ending.is_set():
             pace.due()
         time.sleep(TICK)

@@ -92,7 +92,6 @@ def test_a_clock_that_jumps_by_an_hour_back_and_forth_costs_no_record_and_no_tim
         assert running.metric("forwarder_oldest_unacked_seconds") < HOUR
     sent = 1000 * len(jumps)
     judge(kafka.values(topic, expected=2 * sent), {"w": sent, "f": sent}).assert_no_harm()
-    assert len(logged(running, "the clock, which its waits go by, was set back by (3600|7200) s")) == 3
     assert running.terminate() == 0
     assert "Traceback" not in running.log()
 
@@ -116,3 +115,4 @@ def test_a_clock_set_back_while_kafka_is_away_does_not_put_off_its_return(
         up(unsteady, topic)
     eventually(lambda: delivered(running) >= 2000, 10, "the rest to be delivered")
     judge(unsteady.values(topic), {"w": 2000}).assert_no_harm()
+    assert logged(running, "the clock, which its waits go by, was set back by 3600 s")
