@@ -42,7 +42,7 @@ class Network:
         base = f"10.{200 + (number >> 12)}.{number >> 4 & 255}.{(number & 15) << 4}".rpartition(".")
         self.here, self._there = f"{base[0]}.{int(base[2]) + 1}", f"{base[0]}.{int(base[2]) + 2}"
         self._files = Path("/etc/netns") / self._name
-        self._servers: list[subprocess.Popen[str]] = []
+        self._names: subprocess.Popen[str] | None = None
         self.wrapper = ("ip", "netns", "exec", self._name)
 
     def __enter__(self) -> Network:
@@ -58,9 +58,7 @@ class Network:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for server in self._servers:
-            server.kill()
-            server.communicate()
+        self.forget_names()
         _run("ip", "link", "delete", self._outer)
         _run("ip", "netns", "delete", self._name)
         shutil.rmtree(self._files)
@@ -81,11 +79,19 @@ class Network:
 
     def serve_names(self) -> None:
         """Have a name server from now on, which says of every name that it is this machine."""
+        self.forget_names()
         command = [*self.wrapper, sys.executable, "-c", NAME_SERVER, self.here]
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
-        self._servers.append(server)
+        self._names = server
         assert server.stdout is not None
         assert server.stdout.readline() == "ready\n", "the name server did not start"
+
+    def forget_names(self) -> None:
+        """Have no name server any more."""
+        if self._names is not None:
+            self._names.kill()
+            self._names.communicate()
+            self._names = None
 
 
 def _run(*command: str) -> None:

@@ -1,4 +1,4 @@
-"""A real agent ships to a real Kafka that refuses, lacks topics, goes away, hangs or dies: nothing is lost, nobody else waits."""
+"""A real agent ships to a real Kafka: what is refused, where records go, positions, and turns. Faults are in `faults/`."""
 
 from __future__ import annotations
 

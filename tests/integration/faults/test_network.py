@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -84,57 +86,64 @@ def test_connections_reset_in_the_middle_of_requests_lose_and_repeat_nothing(
     assert running.status()["kafka"]["producers_replaced"] == 0
 
 
-@needs_root
-def test_a_network_that_is_cut_costs_nothing_but_time_and_recovery_takes_seconds(directory: Path, agent: AgentFactory) -> None:
-    """Cut for 10 s with a patience of 3: requests time out, and so do new connections, more than once; then all are reset."""
-    with Network() as network:
-        front = f"{network.here}:{free_ports(1)}"
-        kafka = Kafka(directory / "kafka", fronts=[(front, front)])
-        kafka.start()
-        try:
-            kafka.create_topic("cut")
-            running = agent(
-                {"kafka": {"bootstrap_servers": front, "topic": "cut", "properties": IMPATIENT}}, wrapper=network.wrapper
-            )
-            running.start()
-            send(running, lines(1_000))
-            eventually(lambda: delivered(running) == 1_000, what="the first records")
-            network.cut()
-            for turn in range(1, 11):
-                send(running, lines(1_000, first=1_000 * turn))
-                time.sleep(1)
-            assert delivered(running) == 1_000, "the network is not cut"
-            network.heal()
-            network.refuse()
-            send(running, lines(1_000, first=11_000))
-            eventually(lambda: not running.status()["kafka"]["connected"], what="the loss of Kafka to be seen")
-            network.heal()
-            begun = time.monotonic()
-            eventually(lambda: delivered(running) > 1_000, what="the first delivery")
-            took = time.monotonic() - begun
-            judge(kafka.values("cut", expected=12_000), {"w": 12_000}).assert_exact()
-            assert took < 5, f"the first delivery came {took:.1f} s after the network"
-        finally:
-            kafka.stop()
-
-
-@needs_root
-def test_an_agent_that_cannot_look_up_its_broker_at_the_start_waits_until_it_can(directory: Path, agent: AgentFactory) -> None:
-    with Network() as network:
+@pytest.fixture(scope="module")
+def apart() -> Iterator[tuple[Kafka, Network]]:
+    """A broker that goes by a name, and a network whose only way to it leads over a cable; nobody knows the name yet."""
+    with tempfile.TemporaryDirectory(prefix="fwd-kafka-") as directory, Network() as network:
         port = free_ports(1)
-        kafka = Kafka(directory / "kafka", fronts=[(f"{network.here}:{port}", f"kafka-1.forwarder.test:{port}")])
+        kafka = Kafka(Path(directory), fronts=[(f"{network.here}:{port}", f"kafka-1.forwarder.test:{port}")])
         kafka.start()
         try:
-            kafka.create_topic("names")
-            running = agent({"kafka": {"bootstrap_servers": kafka.front, "topic": "names"}}, wrapper=network.wrapper)
-            running.start()
-            send(running, lines(1_000))
-            eventually(lambda: "Failed to resolve" in running.log(), what="a line that says why nothing is delivered")
-            running.get("/readyz")
-            assert not running.status()["kafka"]["connected"]
-            network.serve_names()
-            begun = time.monotonic()
-            judge(kafka.values("names", expected=1_000), {"w": 1_000}).assert_exact()
-            assert time.monotonic() - begun < 10, "it took long to look the name up again"
+            yield kafka, network
         finally:
             kafka.stop()
+
+
+@needs_root
+def test_an_agent_that_cannot_look_up_its_broker_at_the_start_waits_until_it_can(
+    apart: tuple[Kafka, Network], agent: AgentFactory
+) -> None:
+    kafka, network = apart
+    network.forget_names()
+    topic = new_topic(kafka)
+    running = agent({"kafka": {"bootstrap_servers": kafka.front, "topic": topic}}, wrapper=network.wrapper)
+    running.start()
+    send(running, lines(1_000))
+    eventually(lambda: "Failed to resolve" in running.log(), what="a line that says why nothing is delivered")
+    running.get("/readyz")
+    assert not running.status()["kafka"]["connected"]
+    network.serve_names()
+    begun = time.monotonic()
+    judge(kafka.values(topic, expected=1_000), {"w": 1_000}).assert_exact()
+    assert time.monotonic() - begun < 10, "it took long to look the name up again"
+
+
+@needs_root
+def test_a_network_that_is_cut_costs_nothing_but_time_and_recovery_takes_seconds(
+    apart: tuple[Kafka, Network], agent: AgentFactory
+) -> None:
+    """Cut for 8 s with a patience of 3: requests time out, and so do new connections; then all are reset."""
+    kafka, network = apart
+    network.serve_names()
+    topic = new_topic(kafka)
+    running = agent(
+        {"kafka": {"bootstrap_servers": kafka.front, "topic": topic, "properties": IMPATIENT}}, wrapper=network.wrapper
+    )
+    running.start()
+    send(running, lines(1_000))
+    eventually(lambda: delivered(running) == 1_000, what="the first records")
+    network.cut()
+    for turn in range(1, 9):
+        send(running, lines(1_000, first=1_000 * turn))
+        time.sleep(1)
+    assert delivered(running) == 1_000, "the network is not cut"
+    network.heal()
+    network.refuse()
+    send(running, lines(1_000, first=9_000))
+    eventually(lambda: not running.status()["kafka"]["connected"], what="the loss of Kafka to be seen")
+    network.heal()
+    begun = time.monotonic()
+    eventually(lambda: delivered(running) > 1_000, what="the first delivery")
+    took = time.monotonic() - begun
+    judge(kafka.values(topic, expected=10_000), {"w": 10_000}).assert_exact()
+    assert took < 5, f"the first delivery came {took:.1f} s after the network"

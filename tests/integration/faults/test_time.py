@@ -56,6 +56,7 @@ def test_records_that_a_topic_finds_too_far_from_its_time_wait_until_the_clock_i
         verdict.assert_no_harm()
     assert not dead_letters(running, "trict")
     assert running.metric("forwarder_records_dead_total") == 0
+    assert running.metric("forwarder_producers_replaced_total") >= 1
 
 
 def send_to(agent: Agent, socket: int, records: list[bytes]) -> None:
