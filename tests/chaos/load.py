@@ -34,9 +34,15 @@ class Written(NamedTuple):
 
 
 class Load:
-    """Writers on `sockets` and `files`, each at `rate` records a second, named `s0`, `s1`, … and `f0`, `f1`, …"""
+    """Writers on `sockets` and `files`, each at `rate` records a second, named `s0`, `s1`, … and `f0`, `f1`, …
+
+    Made before the agent starts: a file that is rotated before the agent ever saw one at its path is nobody's.
+    """
 
     def __init__(self, sockets: list[Path], files: list[Path], rate: float, seed: int) -> None:
+        for path in files:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
         context = multiprocessing.get_context("spawn")
         self._ending = context.Event()
         self._results: Any = context.Queue()

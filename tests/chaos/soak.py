@@ -53,8 +53,6 @@ def run(settings: Settings, directory: Path, say: Callable[[str], None]) -> Outc
     )
     agent = Agent(directory / "a", configuration(settings, kafka, directory))
     logs = [directory / f"logs/f{number}/app.log" for number in range(FILES)]
-    for path in logs:
-        path.parent.mkdir(parents=True)
     load = Load([agent.socket] * SOCKETS, logs, settings.rate / (SOCKETS + FILES), settings.seed)
     with Relay(*((port + 1, port) for port in ports)) as relay:
         try:

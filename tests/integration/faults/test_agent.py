@@ -41,8 +41,6 @@ class Apps:
         print(f"seed {self.seed}")
         self._kafka = kafka
         logs = [directory / f"logs/{number}/app.log" for number in range(2)]
-        for path in logs:
-            path.parent.mkdir(parents=True)
         self.agent = agent(
             {
                 "kafka": {"bootstrap_servers": bootstrap, "topic": self.topic, "properties": settings.pop("properties", {})},
