@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import AgentFactory
-from tests.harness.agent import Agent
 from tests.harness.clock import Clock
 from tests.harness.kafka import Kafka
 from tests.harness.oracle import judge
@@ -40,28 +39,23 @@ def test_records_that_a_topic_finds_too_far_from_its_time_wait_until_the_clock_i
     takes librdkafka some 20 ms."""
     strict, other = new_topic(kafka, "-strict", config={limit: "600000"}), new_topic(kafka, "-other")
     clock = Clock(directory)
-    sockets = [{"path": str(directory / name[-6:]), "app": name[-5:], "topic": name} for name in (strict, other)]
+    topics = {"strict": strict, "other": other}
+    sockets = [{"path": str(directory / app), "app": app, "topic": topic} for app, topic in topics.items()]
     running = agent({"kafka": {"bootstrap_servers": kafka.bootstrap}, "socket": sockets}, env=clock.env)
     running.start()
     clock.set(ahead)
     for number in range(3):
-        send_to(running, 0, lines(50, first=50 * number))
-        send_to(running, 1, lines(50, first=50 * number))
+        for app in topics:
+            send(running, lines(50, first=50 * number), app, path=str(directory / app))
     eventually(lambda: delivered(running, other) >= 150, what="the app whose topic takes any time")
     eventually(lambda: logged(running, f"{strict}.*nvalid timestamp.*wait"), what="a warning that names topic and reason")
     clock.set(0)
     await_settled(running, 60)
-    for topic in (strict, other):
-        verdict = judge(kafka.values(topic, expected=150), {"w": 150})
-        verdict.assert_no_harm()
-    assert not dead_letters(running, "trict")
+    for topic in topics.values():
+        judge(kafka.values(topic, expected=150), {"w": 150}).assert_no_harm()
+    assert not dead_letters(running, "strict")
     assert running.metric("forwarder_records_dead_total") == 0
     assert running.metric("forwarder_producers_replaced_total") >= 1
-
-
-def send_to(agent: Agent, socket: int, records: list[bytes]) -> None:
-    table = agent.config["socket"][socket]
-    send(agent, records, table["app"], path=table["path"])
 
 
 def test_a_clock_that_jumps_by_an_hour_back_and_forth_costs_no_record_and_no_time(
