@@ -70,7 +70,7 @@ def client_properties(config: Config) -> dict[str, Any]:
     return {
         "bootstrap.servers": config.kafka.bootstrap_servers,
         "client.id": "forwarder",
-        "reconnect.backoff.max.ms": 3000,
+        "reconnect.backoff.max.ms": 1000,
         "socket.keepalive.enable": True,
         "log.connection.close": False,
         **config.kafka.properties,
@@ -170,13 +170,12 @@ class Kafka:
                 refused.append((KafkaError(KafkaError._QUEUE_FULL), key, value))
         return refused
 
-    def poll(self) -> int:
-        """Serve reports; returns how many events were served."""
+    def poll(self) -> None:
+        """Serve reports."""
         try:
-            return int(self._producer.poll(0))
+            self._producer.poll(0)
         except KafkaException as error:
             self._on_error(error.args[0])
-            return 1
 
     def ask(self, topic: str) -> None:
         """Have the topic looked up in the background; `topic_changed` gets the answer."""

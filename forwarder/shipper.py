@@ -57,6 +57,8 @@ HOLD = 0.02
 HELD_BYTES, HELD_OVERHEAD = 4 * 1024 * 1024, 2048
 """So much of what was read may wait in memory for topics that are not known yet, and what each chunk of it counts beside."""
 SAVED_AT_ONCE = 500
+CLOCK_STEP = 5.0
+"""librdkafka waits by the time of day (its issue 2145): what it waits for when that is set back comes as much later."""
 
 Keyed = tuple[bytes | None, bytes]
 
@@ -112,6 +114,7 @@ class Shipper:
         self._saving = asyncio.Lock()
         self._largest = int(config.kafka.properties.get("message.max.bytes", MAX_MESSAGE_BYTES))
         self.last_delivery = clock()
+        self._clock_ahead = clock() - self._loop.time()
 
     # Sources
 
@@ -186,7 +189,10 @@ class Shipper:
         if self._main.fatal:
             self._replace_producers()
             return
-        served = sum([kafka.poll() for kafka in list(self._producers.values())])
+        outstanding = self.in_flight
+        for kafka in list(self._producers.values()):
+            kafka.poll()
+        landed = self.in_flight != outstanding
         if self._main.fatal:
             self._replace_producers()
             return
@@ -199,7 +205,8 @@ class Shipper:
             self._scheduled = self._loop.call_soon(self._turn)
         elif self.in_flight:
             least = PACE if self._limited else REPORT_PACE
-            self._poll_delay = least if served else min(max(self._poll_delay * 1.3, least), LONGEST_POLL)
+            # Only what lands is a reason to ask soon again: a Kafka that is away has much to report, and nothing of it helps.
+            self._poll_delay = least if landed else min(max(self._poll_delay * 1.3, least), LONGEST_POLL)
             self._schedule(self._poll_delay)
 
     def _ship(self) -> None:
@@ -638,6 +645,11 @@ class Shipper:
         for lane in self._lively:
             lane.measure(1.0)
         self._lively = {lane for lane in self._lively if lane.rate}  # a set that was large once stays so
+        ahead = self._clock() - self._loop.time()
+        stepped, self._clock_ahead = ahead - self._clock_ahead, ahead
+        if stepped < -CLOCK_STEP and not self._main.fatal:
+            self._main.fatal = f"the clock, which its waits go by, was set back by {-stepped:.0f} s"
+            self._schedule()
         if not self.in_flight and not self._main.fatal:
             for kafka in list(self._producers.values()):
                 kafka.poll()

@@ -101,9 +101,8 @@ class Broker:
         self._queue.append(_Batch(producer, records, report, told, self.loop.time() + self.latency, topic, error))
         return True
 
-    def serve(self, producer: FakeKafka) -> int:
-        """Take what is due and tell of it, as long as it is this producer's; returns how many reports that were."""
-        served = 0
+    def serve(self, producer: FakeKafka) -> None:
+        """Take what is due and tell of it, as long as it is this producer's."""
         queue = self._queue
         while queue and queue[0].producer is producer and not producer.fatal:
             batch = queue[0]
@@ -114,8 +113,6 @@ class Broker:
                 self._store(batch)
             for record in batch.told:
                 batch.report(batch.error, cast(Any, Message)(topic=batch.topic, partition=0, key=None, value=record))
-                served += 1
-        return served
 
     def forget(self, producer: FakeKafka) -> None:
         self._producers = [other for other in self._producers if other is not producer]
@@ -145,8 +142,8 @@ class FakeKafka:
             return []
         return [(KafkaError(KafkaError._QUEUE_FULL), key, value) for key, value in records]
 
-    def poll(self) -> int:
-        return self._broker.serve(self)
+    def poll(self) -> None:
+        self._broker.serve(self)
 
     def ask(self, topic: str) -> None:
         if self._broker.away:

@@ -13,11 +13,20 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, IsolationLevel, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
 from confluent_kafka.cimpl import NewTopic
@@ -26,6 +35,8 @@ from tests.harness.wait import POLL_SECONDS, eventually
 
 SCRIPT = Path(__file__).parents[1] / "tools" / "kafka.sh"
 AT_ONCE = 10_000
+LEADERS_MOVE_BACK = "leader.imbalance.check.interval.seconds=2\nleader.imbalance.per.broker.percentage=0"
+"""For several brokers: one that comes back leads again what it led before, within seconds."""
 
 T = TypeVar("T")
 
@@ -77,6 +88,11 @@ class Topics:
             raise KafkaException(found.error)
         return sorted(found.partitions)
 
+    def leaders_preferred(self, topic: str) -> bool:
+        """Whether each partition is led by its first replica, as it was when the topic was made."""
+        found = self._admin.list_topics(topic, timeout=10).topics[topic].partitions.values()
+        return all(partition.leader == partition.replicas[0] for partition in found)
+
     def end_offsets(self, topic: str) -> dict[int, int]:
         """For each partition, the offset after the last record that is not part of an open transaction."""
         latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
@@ -97,7 +113,13 @@ class Topics:
         """As `records`, only the values; a million takes a few seconds."""
         return self._read(topic, expected, timeout, Message.value)
 
-    def _read(self, topic: str, expected: int | None, timeout: float, take: Callable[[Message], T | None]) -> list[T]:
+    def each(self, topic: str, use: Callable[[bytes, int], None], timeout: float = 60) -> None:
+        """Call `use` with every value and its partition: of more records than memory holds."""
+        self._read(topic, None, timeout, lambda message: use(message.value() or b"", cast(int, message.partition())), keep=False)
+
+    def _read(
+        self, topic: str, expected: int | None, timeout: float, take: Callable[[Message], T | None], keep: bool = True
+    ) -> list[T]:
         """Read from the beginning to where the topic ends now; before that, wait until there are `expected` records.
 
         So what was duplicated beyond `expected` is seen as well. Of transactions only those committed are read. Raises
@@ -105,6 +127,7 @@ class Topics:
         """
         deadline = time.monotonic() + timeout
         taken: list[Any] = []
+        unkept: deque[Any] = deque(maxlen=0)
         reached: dict[int, int] = {}
         # Asked for by another connection than the one that fetches, where the question would wait behind each long poll.
         end = self.end_offsets(topic)
@@ -129,7 +152,7 @@ class Topics:
                     raise AssertionError(f"after {timeout:g} s {len(taken)} records {wanted} were read from topic {topic}")
                 messages = consumer.consume(AT_ONCE, timeout=POLL_SECONDS)
                 good = [message for message in messages if message.error() is None]
-                taken += map(take, good)
+                (taken if keep else unkept).extend(map(take, good))
                 if len(good) < len(messages):
                     _note_ends(messages, reached)
                 if good:
@@ -167,14 +190,26 @@ class Topics:
 class Kafka(Topics):
     """A cluster of `nodes` brokers in `directory`, which is the caller's to remove; `extra` are more properties of the brokers.
 
-    Brokers are numbered from 1. The cluster keeps its data and its ports when it is stopped and started again.
+    Brokers are numbered from 1. The cluster keeps its data and its ports when it is stopped and started again. `fronts`, one
+    for each broker, are where else it listens, HOST:PORT, and the address by which it tells clients there to reach it: that
+    of a relay, or one of another network. The listener's name is FRONT.
     """
 
-    def __init__(self, directory: Path, nodes: int = 1, port: int | None = None, extra: str = "") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        nodes: int = 1,
+        port: int | None = None,
+        extra: str = "",
+        fronts: Sequence[tuple[str, str]] = (),
+    ) -> None:
         self.directory = directory
         self.nodes = nodes
         self.port = free_ports(2 * nodes) if port is None else port
         super().__init__(",".join(f"127.0.0.1:{self.port + 2 * number}" for number in range(nodes)))
+        self.front = ",".join(advertised for _, advertised in fronts)
+        """What clients in front of the brokers begin with."""
+        self._fronts = fronts
         self._extra = extra
         self._frozen: set[int] = set()
 
@@ -185,6 +220,13 @@ class Kafka(Topics):
         self.directory.mkdir(parents=True, exist_ok=True)
         if self._extra:
             (self.directory / "extra.properties").write_text(self._extra + "\n")
+        for number, (listens, advertised) in enumerate(self._fronts, start=1):
+            place, own = self.directory / str(number), f"127.0.0.1:{self.port + 2 * (number - 1)}"
+            place.mkdir(exist_ok=True)
+            (place / "extra.properties").write_text(
+                f"listeners=PLAINTEXT://{own},CONTROLLER://127.0.0.1:{self.port + 2 * number - 1},FRONT://{listens}\n"
+                f"advertised.listeners=PLAINTEXT://{own},FRONT://{advertised}\n"
+            )
         try:
             self._script("start", self.directory, self.port, self.nodes)
         except KafkaFailed as error:

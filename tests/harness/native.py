@@ -77,6 +77,13 @@ class Native:
         self.acknowledged = int.from_bytes(ack, "big")
         return self.acknowledged
 
+    def read_acks(self) -> int:
+        """The last of the acknowledgements that have come; waits for one. Raises as `read_ack` does."""
+        self.read_ack()
+        while len(self._held) >= ACK_BYTES:
+            self.read_ack()
+        return self.acknowledged
+
     def await_ack(self, number: int, timeout: float | None = None) -> int:
         """Read acknowledgements until one is `number` or more."""
         while self.acknowledged < number:

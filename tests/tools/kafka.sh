@@ -9,7 +9,8 @@
 #   kafka.sh pid DIR N                   its process id, to freeze it with SIGSTOP and wake it with SIGCONT
 #
 # Broker N (from 1) listens for clients on PORT + 2(N-1), its controller on the port above.
-# DIR holds everything of one cluster; more broker properties go into DIR/extra.properties before `start`.
+# DIR holds everything of one cluster; more broker properties go into DIR/extra.properties before `start`, those of one broker
+# into DIR/N/extra.properties.
 #
 # Environment: FORWARDER_TEST_CACHE (~/.cache/forwarder-test), KAFKA_TEST_VERSION (4.3.1), KAFKA_TEST_HEAP (512m), JAVA_HOME
 set -euo pipefail
@@ -42,7 +43,7 @@ fetch() {
 }
 
 configure() {
-    local dir=$1 port=$2 nodes=$3 n voters='' copies=$(($3 < 3 ? $3 : 3))
+    local dir=$1 port=$2 nodes=$3 n more voters='' copies=$(($3 < 3 ? $3 : 3))
     for ((n = 1; n <= nodes; n++)); do voters+=,$n@127.0.0.1:$(($(client_port "$port" "$n") + 1)); done
     echo "$port $nodes" >"$dir/layout"
     for ((n = 1; n <= nodes; n++)); do
@@ -54,7 +55,7 @@ controller.quorum.voters=${voters#,}
 listeners=PLAINTEXT://127.0.0.1:$(client_port "$port" "$n"),CONTROLLER://127.0.0.1:$(($(client_port "$port" "$n") + 1))
 advertised.listeners=PLAINTEXT://127.0.0.1:$(client_port "$port" "$n")
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SSL:SSL,SASL_SSL:SASL_SSL,SASL_PLAINTEXT:SASL_PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,FRONT:PLAINTEXT,SSL:SSL,SASL_SSL:SASL_SSL,SASL_PLAINTEXT:SASL_PLAINTEXT
 log.dirs=$dir/$n/data
 num.partitions=4
 default.replication.factor=$copies
@@ -67,7 +68,7 @@ offsets.topic.num.partitions=4
 transaction.state.log.num.partitions=4
 group.initial.rebalance.delay.ms=0
 controlled.shutdown.enable=true"
-            [ ! -e "$dir/extra.properties" ] || cat "$dir/extra.properties"
+            for more in "$dir/extra.properties" "$dir/$n/extra.properties"; do [ ! -e "$more" ] || cat "$more"; done
         } >"$dir/$n/server.properties"
         printf 'Configuration:\n  Appenders:\n    Console: {name: OUT, PatternLayout: {pattern: "%%d %%p %%c: %%m%%n"}}\n  Loggers:\n    Root: {level: WARN, AppenderRef: {ref: OUT}}\n' >"$dir/$n/log4j2.yaml"
     done

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 
-from tests.harness.oracle import judge
+from tests.harness.oracle import Judge, judge, read_sealed, sealed
 
 
 def record(writer: str, number: int) -> bytes:
@@ -73,7 +74,7 @@ def test_a_writer_of_whom_nothing_arrived_lost_everything() -> None:
     verdict = judge([], {"a": 1000, "b": 0})
     assert verdict.lost == 1000
     assert len(verdict.writers["a"].first_lost) == 20
-    assert str(verdict).splitlines()[0].endswith("18, 19, …), duplicated 0, reordered 0")
+    assert str(verdict).splitlines()[0].endswith("18, 19, …), duplicated 0, reordered 0, altered 0")
 
 
 def test_numbers_may_have_gaps_that_were_never_sent() -> None:
@@ -89,6 +90,33 @@ def test_records_may_be_read_in_another_way() -> None:
 
 def test_a_compact_record_with_its_fields_in_another_order_is_read() -> None:
     judge([b'{"seq":0,"message":"\xe4\xb8\xad","writer":"a"}'], {"a": 1}).assert_exact()
+
+
+def test_a_sealed_record_is_whole_also_with_fields_put_in_around_it() -> None:
+    value = sealed("a", 0, "hello")
+    around = b'{"host":"h",' + value[1:-1] + b',"app":"shop"}'
+    assert judge([value, around], {"a": 1}, read_sealed).duplicated == 1
+
+
+@pytest.mark.parametrize("spoil", [lambda value: value.replace(b"hello", b"hallo"), lambda value: value[:-5] + b'"}'])
+def test_a_record_that_is_not_what_was_sealed_is_altered_and_does_not_count_as_arrived(spoil: Callable[[bytes], bytes]) -> None:
+    verdict = judge([spoil(sealed("a", 0, "hello")), sealed("a", 1, "hello")], {"a": 2}, read_sealed)
+    assert (verdict.altered, verdict.lost, verdict.alien) == (1, 1, 0)
+    with pytest.raises(AssertionError, match="altered 1"):
+        verdict.assert_no_harm()
+
+
+def test_what_was_issued_and_not_acknowledged_may_have_arrived_or_not() -> None:
+    verdict = judge(sent("a", 8), {"a": 5}, issued={"a": 10})
+    assert (verdict.issued, verdict.sent, verdict.received, verdict.lost, verdict.alien) == (10, 5, 8, 0, 0)
+    assert judge(sent("a", 11), {"a": 5}, issued={"a": 10}).alien == 1
+
+
+def test_order_is_judged_within_each_partition() -> None:
+    one = Judge({"a": 4})
+    for number, partition in ((2, 0), (0, 1), (3, 0), (1, 1)):
+        one.take(record("a", number), partition)
+    assert one.verdict().reordered == 0
 
 
 def test_a_million_records_are_judged_while_one_waits() -> None:

@@ -38,7 +38,12 @@ def sent(kafka: Kafka, topic: str, records: list[bytes], partition: int) -> list
     """Send a batch and wait for its report."""
     reports: list[KafkaError | None] = []
     assert kafka.send(topic, records, partition, lambda error, message: reports.append(error)) is None
-    eventually(lambda: kafka.poll() and reports, what="the report of the last record")
+
+    def reported() -> bool:
+        kafka.poll()
+        return bool(reports)
+
+    eventually(reported, what="the report of the last record")
     return reports
 
 
