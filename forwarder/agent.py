@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from forwarder import config, enrich, http, systemd
+from forwarder.exactly_once import ExactlyOnceShipper
 from forwarder.listener import Listener
 from forwarder.positions import Positions
 from forwarder.route import Prepare, Route, describe, described, make_route
@@ -35,6 +36,7 @@ log = logging.getLogger("forwarder.agent")
 TICK = 1.0
 SAVE_SECONDS = 0.25
 """How often positions go to disk if they have moved: what is sent again after a kill is what was sent since."""
+OUTCOME_PATIENCE = 10.0
 BUSY_TICKS = 5
 STOPPED_AT_ONCE = 130
 
@@ -64,10 +66,10 @@ class Agent:
 
     async def run(self) -> int:
         """Until a signal asks to stop; returns the exit code. Raises what prevents a start, each with a message for the user."""
-        with own_state_directory(self._state), contextlib.closing(Positions(self._state / "positions.db")) as positions:
+        with own_state_directory(self._state), contextlib.closing(self._positions()) as positions:
             self._catch_signals()
             saved = positions.load()
-            self.shipper = Shipper(self.config, positions, self._state / "dead")
+            self.shipper = self._shipper(positions)
             self.spools = Spools(
                 self._state / "spool", self.config.spool, routes=self._spool_route, wake=self.shipper.wake, added=self.shipper.add
             )
@@ -78,6 +80,9 @@ class Agent:
                 acknowledge_after_sync=self.config.spool.fsync == "always",
                 clock=time.time,
             )
+            await self.listener.start(self.config.sockets, systemd.inherited_sockets(os.environ))
+            if await self._learn_outcome(positions):
+                saved = positions.load()
             self.tails = Tails(
                 self.config.tails,
                 routes=self._tail_route,
@@ -93,7 +98,6 @@ class Agent:
                 scratch=self._state,
             )
             server = http.Server(self._pages)
-            await self.listener.start(self.config.sockets, systemd.inherited_sockets(os.environ))
             self.tails.start()
             await self._save()
             await server.start(self.config.http.listen)
@@ -113,6 +117,27 @@ class Agent:
             await self._shut_down(tasks)
             await server.stop()
         return 0
+
+    def _positions(self) -> Positions:
+        return Positions(self._state / "positions.db", durable=self.config.kafka.delivery == "exactly-once")
+
+    def _shipper(self, positions: Positions) -> Shipper:
+        if self.config.kafka.delivery == "exactly-once":
+            return ExactlyOnceShipper(self.config, positions, self._state / "dead")
+        # What a killed run with exactly-once had prepared may be in Kafka or not: it is sent, and may be there twice.
+        positions.drop_prepared()
+        return Shipper(self.config, positions, self._state / "dead")
+
+    async def _learn_outcome(self, positions: Positions) -> bool:
+        """Files are best found by where they stand in Kafka, if Kafka tells soon; True when positions may have changed."""
+        if not isinstance(self.shipper, ExactlyOnceShipper) or positions.marks().prepared is None:
+            return False
+        waited = [asyncio.create_task(event.wait()) for event in (self.shipper.transactions.resolved, self._stopping)]
+        ends: list[asyncio.Future[Any]] = [*waited, self.shipper.failed]
+        await asyncio.wait(ends, timeout=OUTCOME_PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+        for task in waited:
+            task.cancel()
+        return True
 
     @property
     def bootstrap(self) -> str:
