@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import threading
 import uuid
@@ -40,7 +41,7 @@ OLDEST = 0.5
 RENEW_SECONDS = 12 * 3600.0
 """Kafka forgets a group's offset after a week without a new one."""
 RETRY_SECONDS = 0.05
-ASK_AGAIN_SECONDS = 1.0
+ASK_AGAIN_SECONDS = 0.2
 
 T = TypeVar("T")
 NUMBER_LOST = "number_lost"
@@ -335,13 +336,16 @@ class Transactions:
         kafka.begin_transaction()
 
     def _ask(self) -> Numbered | None:
-        while True:
+        for failures in itertools.count():
             try:
                 return last_number(self._config)
             except KafkaException as error:
-                self._loop.call_soon_threadsafe(self._say, f"the last transaction's number cannot be had: {error.args[0].str()}")
-            if self._closing.wait(ASK_AGAIN_SECONDS):
-                raise _Closing
+                if failures:  # once is what a coordinator that has just been made answers
+                    problem = f"the number of the last transaction cannot be had: {error.args[0].str()}"
+                    self._loop.call_soon_threadsafe(self._say, problem)
+            if self._closing.wait(min(ASK_AGAIN_SECONDS * 2**failures, LONGEST_BACKOFF)):
+                break
+        raise _Closing
 
     def _patiently(self, call: Callable[..., None], *args: Any) -> None:
         """Call until it is done; raises KafkaException for what does not pass by itself, _Closing when the agent stops."""
