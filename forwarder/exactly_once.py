@@ -219,15 +219,15 @@ class ExactlyOnceShipper(Shipper):
             self._landed(flight)
 
     def give_back(self, flights: list[Flight], cause: KafkaError | None) -> bool:
-        suspects = _suspects(flights, cause)
-        for flight in suspects:
+        suspected = suspects(flights, cause)
+        for flight in suspected:
             flight.lane.careful_until = max(flight.lane.careful_until, flight.end)
-        if suspects and all(flight.way is Way.SINGLE for flight in suspects):
+        if suspected and all(flight.way is Way.SINGLE for flight in suspected):
             self._shrink_batches()
-            for flight in suspects:
+            for flight in suspected:
                 flight.lane.careful_for = max(flight.lane.careful_for, self._loop.time() + SUSPECT_SECONDS)
         self._take_back({flight.lane for flight in flights})
-        return bool(suspects)
+        return bool(suspected)
 
     def _shrink_batches(self) -> None:
         """Each record is taken alone, and they are not together: topics may have a limit that is below that of a batch."""
@@ -255,7 +255,7 @@ class ExactlyOnceShipper(Shipper):
             self._probing.submit(self._probe.rest)
 
 
-def _suspects(flights: list[Flight], cause: KafkaError | None) -> list[Flight]:
+def suspects(flights: list[Flight], cause: KafkaError | None) -> list[Flight]:
     """Those that may hold what Kafka refused: what was reported says which batches failed, of which each may hold several."""
     bad = FOR_GOOD | OF_TOPIC
     guilty = {

@@ -266,13 +266,15 @@ class Numbered(NamedTuple):
     topic: str
 
 
-def last_number(config: Config) -> Numbered | None:
-    """The number of the last committed transaction, None when there is none. Raises KafkaException. Blocks.
+def last_number(config: Config, *, stable: bool) -> Numbered | None:
+    """The number of the last committed transaction, None when there is none; `stable`: only when none is open that may leave
+    another. Raises KafkaException. Blocks.
 
     All topics are looked through, since the one that holds it may be known to Kafka alone. A consumer asks, though the admin
     client could tell in one question: librdkafka 2.16 ends the process when a group's coordinator is still loading.
     """
     properties: dict[str, Any] = {**client_properties(config), "logger": _client_log, "group.id": transactional_id(config)}
+    properties["isolation.level"] = "read_committed" if stable else "read_uncommitted"
     consumer = Consumer({**properties, "enable.auto.commit": False})
     try:
         topics = consumer.list_topics(timeout=ADMIN_SECONDS).topics

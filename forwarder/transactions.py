@@ -295,7 +295,8 @@ class Transactions:
     def _fence(self, kafka: Kafka, first: bool) -> Numbered | None:
         """The last number, when no other instance can leave one any more."""
         if not first:
-            self._refuse_to_fence(self._ask())
+            # Of an older producer of our own a transaction may still be open.
+            self._refuse_to_fence(self._ask(stable=False))
         self._patiently(kafka.init_transactions)
         self._group = group_metadata(self._config)
         found = self._ask()
@@ -335,10 +336,10 @@ class Transactions:
         self._patiently(kafka.abort_transaction)
         kafka.begin_transaction()
 
-    def _ask(self) -> Numbered | None:
+    def _ask(self, *, stable: bool = True) -> Numbered | None:
         for failures in itertools.count():
             try:
-                return last_number(self._config)
+                return last_number(self._config, stable=stable)
             except KafkaException as error:
                 if failures:  # once is what a coordinator that has just been made answers
                     problem = f"the number of the last transaction cannot be had: {error.args[0].str()}"

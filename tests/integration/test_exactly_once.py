@@ -87,7 +87,8 @@ def number(agent: Agent) -> Numbered | None:
         config.Config(
             agent=config.Agent(name=tables["agent"]["name"]),
             kafka=config.Kafka(bootstrap_servers=tables["kafka"]["bootstrap_servers"]),
-        )
+        ),
+        stable=False,
     )
 
 
@@ -183,7 +184,7 @@ def test_a_quiet_system_delivers_within_a_tenth_of_a_second_as_a_rule(kafka: Kaf
 
 
 def test_records_with_keys_and_topics_of_their_own_arrive_once(kafka: Kafka, agent: AgentFactory) -> None:
-    topic = new_topic(kafka, "-{app}")
+    topic = f"t-{uuid.uuid4().hex[:12]}-{{app}}"
     for app in ("a", "b"):
         kafka.create_topic(topic.replace("{app}", app))
     running = agent(settings(kafka, topic, key="{field:writer}"))
@@ -509,7 +510,7 @@ def test_a_number_that_kafka_has_forgotten_is_said_and_counted_and_nothing_is_mi
 
 
 def test_the_topic_that_held_the_number_may_be_deleted_while_the_agent_runs(own_kafka: Kafka, agent: AgentFactory) -> None:
-    topic = one_partition(own_kafka, "-{app}")
+    topic = f"t-{uuid.uuid4().hex[:12]}-{{app}}"
     first, second = topic.replace("{app}", "a"), topic.replace("{app}", "b")
     for name in (first, second):
         own_kafka.create_topic(name, partitions=1)
