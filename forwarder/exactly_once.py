@@ -13,7 +13,6 @@ import asyncio
 import functools
 from collections import deque
 from collections.abc import Coroutine, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from forwarder.probe import Probe
 from forwarder.shipper import SAVED_AT_ONCE, SUSPECT_SECONDS, Keyed, Shipper, log
 from forwarder.source import Chunk
 from forwarder.transactions import Transactions
+from forwarder.worker import Worker
 
 USUAL_BATCH_BYTES = 1_000_000
 """librdkafka's own default of batch.size."""
@@ -46,7 +46,9 @@ class ExactlyOnceShipper(Shipper):
         self._batch_bytes = int(config.kafka.properties.get("batch.size", USUAL_BATCH_BYTES))
         self._tasks: set[asyncio.Task[None]] = set()
         self._probe = Probe(config)
-        self._probing = ThreadPoolExecutor(1, "forwarder-probe")
+        self._probing = Worker("forwarder-probe")
+        self._buried: dict[Lane, set[tuple[int, str, bytes | None, bytes]]] = {}
+        """Dead letters of chunks that are not settled."""
         self._tried: deque[tuple[Flight, Groups]] = deque()
         """What Kafka takes, each record alone, and is to be sent when a transaction is open."""
         self._spawn(self.transactions.run())
@@ -125,15 +127,13 @@ class ExactlyOnceShipper(Shipper):
         """Find out what Kafka refuses of a chunk that is sent carefully, set it aside, and have the rest sent."""
         lane = flight.lane
         records = [(name, key, value) for name, pairs in groups.items() for key, value in pairs]
-        judged = await self._loop.run_in_executor(self._probing, self._probe.judge, records)
+        judged = await self._probing.call(self._probe.judge, records)
         if judged is None or flight not in lane.flights:  # an older one was aborted meanwhile: all is read again
             return
         if judged.of_topic is not None:
             self._note(f"{judged.of_topic.topic}: {judged.of_topic.error.str()}", lane.source.app)
             self._blame_topic(lane, judged.of_topic)
-        flight.refused = list(judged.refused.values())
-        if flight.refused:
-            self._bury(flight, flight.refused)
+        self._set_aside(flight, list(judged.refused.values()))
         if judged.of_topic is not None or flight.refused:
             self._take_back([lane])
             self._wait(lane, "")
@@ -145,6 +145,19 @@ class ExactlyOnceShipper(Shipper):
         flight.way = Way.SINGLE
         self._tried.append((flight, left))
         self._schedule()
+
+    def _set_aside(self, flight: Flight, refused: list[Refused]) -> None:
+        """Dead letters of what has none yet: the rest of a chunk may be sent more than once before it is settled."""
+        buried = self._buried.setdefault(flight.lane, set())
+        places = [(flight.start, each.topic, each.key, each.value) for each in refused]
+        flight.refused = [each for each, place in zip(refused, places, strict=True) if place not in buried]
+        for each in refused:
+            if each not in flight.refused:
+                flight.topics[each.topic] -= 1
+        if flight.refused:
+            self._bury(flight, flight.refused)
+        if not flight.refused:
+            buried.update(places)
 
     def _send_tried(self) -> None:
         while self._tried:
@@ -216,18 +229,22 @@ class ExactlyOnceShipper(Shipper):
         for flight in flights:
             flight.left, flight.pinned = 0, False
             flight.heard.clear()
+            self._buried.pop(flight.lane, None)
             self._landed(flight)
 
     def give_back(self, flights: list[Flight], cause: KafkaError | None) -> bool:
         suspected = suspects(flights, cause)
         for flight in suspected:
             flight.lane.careful_until = max(flight.lane.careful_until, flight.end)
+        wiser = bool(suspected)
         if suspected and all(flight.way is Way.SINGLE for flight in suspected):
-            self._shrink_batches()
             for flight in suspected:
                 flight.lane.careful_for = max(flight.lane.careful_for, self._loop.time() + SUSPECT_SECONDS)
+            wiser = cause is not None and cause.code() in FOR_GOOD
+            if wiser:
+                self._shrink_batches()
         self._take_back({flight.lane for flight in flights})
-        return bool(suspected)
+        return wiser
 
     def _shrink_batches(self) -> None:
         """Each record is taken alone, and they are not together: topics may have a limit that is below that of a batch."""
@@ -235,12 +252,16 @@ class ExactlyOnceShipper(Shipper):
         properties = {**self._config.kafka.properties, "batch.size": self._batch_bytes}
         self._config = replace(self._config, kafka=replace(self._config.kafka, properties=properties))
         log.warning("Kafka refuses batches of records that it takes one by one; from now on they are %d bytes", self._batch_bytes)
-        self.transactions.renew_producer()
 
     def note(self, what: str) -> None:
         self._note(what, "")
 
     # Its end
+
+    def close(self) -> None:
+        super().close()
+        for task in self._tasks:
+            task.cancel()
 
     async def drain(self, timeout: float) -> bool:
         drained = await super().drain(timeout)
@@ -252,7 +273,7 @@ class ExactlyOnceShipper(Shipper):
         if self._probe.awake and all(
             lane.position >= lane.careful_until and lane.careful_for <= self._last_turn for lane in self._lanes.values()
         ):
-            self._probing.submit(self._probe.rest)
+            self._probing.call(self._probe.rest)
 
 
 def suspects(flights: list[Flight], cause: KafkaError | None) -> list[Flight]:
@@ -263,7 +284,7 @@ def suspects(flights: list[Flight], cause: KafkaError | None) -> list[Flight]:
     }
     guilty.update(place for place, flight in enumerate(flights) if any(each.error.code() in bad for each in flight.refused))
     if not guilty:
-        return list(flights) if cause is not None and cause.code() in FOR_GOOD else []
+        return list(flights) if cause is not None and cause.code() in bad else []
     topics = {name for place in guilty for name in flights[place].topics}
     following = {place + 1 for place in guilty if place + 1 < len(flights) and topics & flights[place + 1].topics.keys()}
     return [flights[place] for place in sorted(guilty | following)]

@@ -29,6 +29,7 @@ from confluent_kafka import (
     Message,
     Producer,
     TopicPartition,
+    libversion,
 )
 
 from forwarder.config import Config
@@ -42,6 +43,7 @@ MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 METADATA_TIMEOUT = 5.0
 STEP_SECONDS = 1.0
 ADMIN_SECONDS = 3.0
+REBOOTSTRAPS = 0x020B0000
 TRANSACTION_RETRY_MS = 10
 """A transaction that begins while the markers of the one before are still being written is asked to come again. librdkafka's
 default, 100 ms, was most of what a transaction took; with this one takes 5."""
@@ -121,6 +123,9 @@ def producer_properties(config: Config, way: Way) -> dict[str, Any]:
         properties["batch.num.messages"] = 1
     if way in {Way.TRANSACTION, Way.PROBE}:
         properties.setdefault("retry.backoff.ms", TRANSACTION_RETRY_MS)
+        if libversion()[1] >= REBOOTSTRAPS:
+            # After it has begun anew with its brokers, librdkafka 2.16 waits for ever for a group's coordinator.
+            properties.setdefault("metadata.recovery.strategy", "none")
         properties["transactional.id"] = transactional_id(config) + ("-probe" if way is Way.PROBE else "")
     return properties
 

@@ -11,17 +11,18 @@ import functools
 import threading
 import time
 from collections.abc import Callable
+from itertools import islice
 
 import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message
 
 from forwarder.config import Config
 from forwarder.flight import FIRST_BACKOFF, LONGEST_BACKOFF, Refused
-from forwarder.kafka import FOR_GOOD, OF_TOPIC, Kafka, Way
+from forwarder.kafka import FOR_GOOD, OF_TOPIC, Kafka, Way, group_metadata
 
 AT_ONCE = 200
 POLL_SECONDS = 0.002
-PATIENCE_SECONDS = 10.0
+QUIET_SECONDS, PATIENCE_SECONDS = 1.0, 10.0
 
 Record = tuple[str, bytes | None, bytes]
 """Topic, key and value."""
@@ -40,6 +41,7 @@ class Probe:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._kafka: Kafka | None = None
+        self._group: object = None
         self._closing = threading.Event()
 
     def judge(self, records: list[Record]) -> Judged | None:
@@ -47,52 +49,66 @@ class Probe:
         judged = Judged({})
         unknown = dict(enumerate(records))
         backoff = FIRST_BACKOFF
-        while unknown:
+        while unknown and judged.of_topic is None:
             try:
-                error = self._try({place: unknown[place] for place in list(unknown)[:AT_ONCE]}, unknown, judged)
+                found = self._try(unknown, judged)
             except KafkaException:
                 self._drop()
-                error = True
-            if judged.of_topic is not None:
-                return judged
-            if error and self._closing.wait(backoff):
+                found = False
+            if not found and self._closing.wait(backoff):
                 return None
-            backoff = min(backoff * 2, LONGEST_BACKOFF) if error else FIRST_BACKOFF
+            backoff = FIRST_BACKOFF if found else min(backoff * 2, LONGEST_BACKOFF)
         return judged
 
-    def _try(self, some: dict[int, Record], unknown: dict[int, Record], judged: Judged) -> bool:
-        """One transaction: what is found out leaves `unknown`. True when nothing was, because Kafka does not answer."""
+    def _try(self, unknown: dict[int, Record], judged: Judged) -> bool:
+        """One transaction of records of one topic: those found out about leave `unknown`. False when Kafka does not answer."""
         kafka = self._kafka or self._connect()
+        topic = next(iter(unknown.values()))[0]
+        some = dict(islice(((place, record) for place, record in unknown.items() if record[0] == topic), AT_ONCE))
         heard: dict[int, KafkaError | None] = {}
         self._patiently(kafka.begin_transaction)
-        for place, (topic, key, value) in some.items():
-            for error, _, _ in kafka.send_each(topic, [(key, value)], functools.partial(_hear, heard, place)):
-                heard[place] = error
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while len(heard) < len(some) and not any(heard.values()) and time.monotonic() < deadline:
-            kafka.poll()
-            if self._closing.wait(POLL_SECONDS):
-                break
+        for place, (_, key, value) in some.items():
+            for refusal, _, _ in kafka.send_each(topic, [(key, value)], functools.partial(_hear, heard, place)):
+                heard[place] = refusal
+        of_all = self._listen(kafka, topic, heard, len(some))
         answers = dict(heard)
         self._patiently(kafka.abort_transaction)
+        for error in (of_all, *answers.values()):
+            if error is not None and error.code() in OF_TOPIC:
+                judged.of_topic = Refused(error, topic, -1, None, b"")
+                return True
         found = False
         for place, answer in answers.items():
-            topic, key, value = some[place]
-            if answer is None:
-                del unknown[place]
-            elif answer.code() in FOR_GOOD:
-                judged.refused[place] = Refused(answer, topic, -1, key, value)
-                del unknown[place]
-            elif answer.code() in OF_TOPIC:
-                judged.of_topic = Refused(answer, topic, -1, key, value)
-            else:
+            if answer is not None and answer.code() not in FOR_GOOD:
                 continue
+            if answer is not None:
+                judged.refused[place] = Refused(answer, topic, -1, *some[place][1:])
+            del unknown[place]
             found = True
-        return not found
+        return found
+
+    def _listen(self, kafka: Kafka, topic: str, heard: dict[int, KafkaError | None], count: int) -> KafkaError | None:
+        """Until all of `count` or an error is heard of, or nothing for too long; returns an error that is none of a record's."""
+        begun = time.monotonic()
+        asked = False
+        while len(heard) < count and not any(heard.values()):
+            kafka.poll()
+            if self._closing.wait(POLL_SECONDS) or time.monotonic() - begun > PATIENCE_SECONDS:
+                break
+            if not heard and not asked and time.monotonic() - begun > QUIET_SECONDS:
+                asked = True
+                # A transaction that may not write to the topic fails without a word: it says so when it is given an offset.
+                try:
+                    kafka.add_number(topic, 0, "", self._group)
+                except KafkaException as error:
+                    if error.args[0].txn_requires_abort():
+                        return error.args[0]  # type: ignore[no-any-return]
+        return None
 
     def _connect(self) -> Kafka:
         self._kafka = kafka = Kafka(self._config, way=Way.PROBE, topic_changed=lambda name, topic: None)
         self._patiently(kafka.init_transactions)
+        self._group = group_metadata(self._config)
         return kafka
 
     def _patiently(self, call: Callable[[], None]) -> None:

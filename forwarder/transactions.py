@@ -19,18 +19,19 @@ import contextlib
 import itertools
 import logging
 import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
 
 from forwarder.config import Config
 from forwarder.flight import FIRST_BACKOFF, LONGEST_BACKOFF, Flight
-from forwarder.kafka import Kafka, Numbered, group_metadata, last_number
+from forwarder.kafka import OF_TOPIC, Kafka, Numbered, group_metadata, last_number
 from forwarder.positions import Mark, Marks
+from forwarder.worker import Worker
 
 log = logging.getLogger("forwarder.transactions")
 
@@ -38,6 +39,9 @@ COMMIT_PACE = 0.03
 """Seconds from one commit to the next at least: each takes a millisecond of processor time, whatever is in it."""
 OLDEST = 0.5
 """A transaction is committed after so many seconds also when there is always more to send."""
+HUNG_SECONDS = 120.0
+"""No call of librdkafka takes so long; one that does never ends."""
+STOP_SECONDS = 5.0
 RENEW_SECONDS = 12 * 3600.0
 """Kafka forgets a group's offset after a week without a new one."""
 RETRY_SECONDS = 0.05
@@ -122,7 +126,9 @@ class Transactions:
         self._config = config
         self._shipping = shipping
         self._loop = asyncio.get_running_loop()
-        self._thread = ThreadPoolExecutor(1, "forwarder-transactions")
+        self._worker = Worker("forwarder-transactions")
+        self._calling_since = 0.0
+        """When the call that the worker waits for was begun, on the monotonic clock; 0 when there is none."""
         self._closing = threading.Event()
         self._due = asyncio.Event()
         self._marks = marks
@@ -131,6 +137,8 @@ class Transactions:
         self._writer = uuid.uuid4().hex[:12]
         self._topic = ""
         """That by which the group keeps the number."""
+        self._unfit: set[str] = set()
+        """Topics that could not be used for that."""
         self._last = 0
         """The largest number known, here or in Kafka."""
         self._begun = 0.0
@@ -144,13 +152,13 @@ class Transactions:
         """One transaction after another, until `stop`. Raises Ousted."""
         first = True
         while not self._closing.is_set():
+            self._worn = False
             kafka = self._kafka = self._shipping.connect_transactional()
             try:
                 await self._take_over(kafka, first)
                 first = False
                 while not self._closing.is_set() and not self._worn:
                     await self._one(kafka)
-                self._worn = False
             except _Closing:
                 return
             except KafkaException as error:
@@ -164,10 +172,6 @@ class Transactions:
     def spoil(self, error: KafkaError) -> None:
         """Some of what was to be sent could not even be queued: this transaction cannot be committed."""
         self._spoiled = error
-
-    def renew_producer(self) -> None:
-        """Go on with a new producer after this transaction."""
-        self._worn = True
 
     @property
     def aged(self) -> bool:
@@ -191,8 +195,8 @@ class Transactions:
         """Begin nothing more, and abort what is open. The next start finds out what became of a commit that hangs."""
         self.open = False
         self._closing.set()
-        await self._loop.run_in_executor(self._thread, self._give_up)
-        self._thread.shutdown(wait=False)
+        await asyncio.wait([self._worker.call(self._give_up)], timeout=STOP_SECONDS)
+        self._worker.close()
 
     def _give_up(self) -> None:
         """Runs after whatever the thread was at."""
@@ -229,13 +233,17 @@ class Transactions:
                 # Not to commit would keep a full disk full. If the agent is killed now, this transaction is sent again.
                 self._shipping.broken[NOT_SAVED] += 1
             cause = await self._in_thread(self._finish, kafka, mark, self._choose_topic())
+        # After an abort the sequence numbers of what was refused are missing: a new producer has none.
+        self._worn = cause is not None
         if not self._conclude(mark, cause) and cause is not None:
             await self._wait_out(f"a transaction was aborted ({cause.str()}) and is sent again")
 
     def _choose_topic(self) -> str:
-        """One that exists: one that this transaction writes to, the same as before if it can be."""
-        topics = {topic for flight in self.flights for topic in flight.topics}
-        return self._topic if self._topic in topics or not topics else min(topics)
+        """The same as before, else one that exists: one that this transaction writes to."""
+        if not self._topic:
+            topics = {topic for flight in self.flights for topic in flight.topics}
+            self._topic = min(topics - self._unfit or topics)
+        return self._topic
 
     def _conclude(self, mark: Mark, cause: KafkaError | None, *, delivered: bool = True) -> bool:
         """The outcome is known: without a `cause` it is as `delivered` says. True when there is no reason to wait."""
@@ -290,7 +298,16 @@ class Transactions:
     # In the thread
 
     async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
-        return await self._loop.run_in_executor(self._thread, work, *args)
+        """Raises KafkaException when the thread hangs; it is given up then, and so must be the producer."""
+        result = self._worker.call(work, *args)
+        while not (await asyncio.wait([result], timeout=HUNG_SECONDS / 4))[0]:
+            since = self._calling_since
+            if since and time.monotonic() - since > HUNG_SECONDS:
+                self._worker.close()
+                self._worker = Worker("forwarder-transactions")
+                self._calling_since = 0.0
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "librdkafka hangs"))
+        return result.result()
 
     def _fence(self, kafka: Kafka, first: bool) -> Numbered | None:
         """The last number, when no other instance can leave one any more."""
@@ -316,7 +333,7 @@ class Transactions:
     def _finish(self, kafka: Kafka, mark: Mark, topic: str) -> KafkaError | None:
         """Commit, and begin the next; None when it is committed, otherwise why it was aborted.
 
-        Raises KafkaException when the producer can do neither.
+        Raises KafkaException when the producer could do neither.
         """
         added = False
         try:
@@ -327,14 +344,15 @@ class Transactions:
             if not error.args[0].txn_requires_abort():
                 raise
             self._abort(kafka)
+            if not added and error.args[0].code() in OF_TOPIC:
+                self._unfit.add(topic)
+                self._topic = ""
             return None if added and _mark(self._ask()) == mark else error.args[0]
         kafka.begin_transaction()
         return None
 
     def _abort(self, kafka: Kafka) -> None:
-        """Abort, and begin the next."""
         self._patiently(kafka.abort_transaction)
-        kafka.begin_transaction()
 
     def _ask(self, *, stable: bool = True) -> Numbered | None:
         for failures in itertools.count():
@@ -351,12 +369,15 @@ class Transactions:
     def _patiently(self, call: Callable[..., None], *args: Any) -> None:
         """Call until it is done; raises KafkaException for what does not pass by itself, _Closing when the agent stops."""
         while True:
+            self._calling_since = time.monotonic()
             try:
                 call(*args)
                 return
             except KafkaException as error:
                 if not error.args[0].retriable():
                     raise
+            finally:
+                self._calling_since = 0.0
             if self._closing.wait(RETRY_SECONDS):
                 raise _Closing
 

@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._acl import AclBinding, AclOperation, AclPermissionType
+from confluent_kafka.admin._resource import ResourcePatternType, ResourceType
 
 from forwarder import config
 from forwarder.kafka import Numbered, last_number
@@ -609,7 +611,7 @@ def test_an_app_of_which_every_record_is_refused_leaves_the_others_alone(kafka: 
     assert longest < 0.5, f"a record took {longest:.2f} s"
     eventually(lambda: len(dead_letters(running, "small")) == 21, what="all to be refused")
     assert_exact(kafka, large, {"w": 20})
-    assert running.status()["kafka"]["producers_replaced"] == 0
+    assert running.status()["kafka"]["producers_replaced"] == 1
 
 
 def test_the_refused_records_among_many_of_several_apps_are_found(kafka: Kafka, agent: AgentFactory) -> None:
@@ -656,6 +658,41 @@ def test_an_app_whose_topic_is_missing_waits_and_no_other_does(own_kafka: Kafka,
     await_settled(running, 60)
     assert_exact(own_kafka, present, {"w": 5000})
     assert judge(own_kafka.values(missing), {"w": range(1000, 2000)}).lost == 0
+
+
+@pytest.mark.parametrize("lacking", [AclOperation.WRITE, AclOperation.READ], ids=["write", "read"])
+def test_an_app_whose_topic_may_not_be_used_waits_and_no_other_does(
+    directory: Path, agent: AgentFactory, lacking: AclOperation
+) -> None:
+    rights = "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\nallow.everyone.if.no.acl.found=true"
+    kafka = Kafka(directory / "kafka", extra=rights)
+    try:
+        kafka.start()
+        free = one_partition(kafka, "-free")
+        denied = free.replace("-free", "-denied")
+        kafka.create_topic(denied, partitions=1)
+        whom = (ResourceType.TOPIC, denied, ResourcePatternType.LITERAL, "User:ANONYMOUS", "*")
+        admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+        others = {AclOperation.DESCRIBE, AclOperation.READ, AclOperation.WRITE} - {lacking}
+        for made in admin.create_acls([AclBinding(*whom, operation, AclPermissionType.ALLOW) for operation in others]).values():
+            made.result()
+        running = agent(settings(kafka, free.replace("-free", "-{app}")))
+        running.start()
+        send(running, lines(100), app="free")
+        await_settled(running, 60)
+        for turn in range(1, 10):
+            send(running, lines(10, first=(turn - 1) * 10), app="denied")
+            send(running, lines(100, first=turn * 100), app="free")
+            eventually(lambda count=turn: delivered(running, free) == 100 * (count + 1), 5, "the other app")  # type: ignore[misc]
+        if lacking is AclOperation.WRITE:
+            eventually(lambda: logged(running, f"app denied: topic {denied}: .*its records wait on disk"), what="a warning")
+        for made in admin.create_acls([AclBinding(*whom, lacking, AclPermissionType.ALLOW)]).values():
+            made.result()
+        await_settled(running, 60)
+        assert_exact(kafka, free, {"w": 1000})
+        judge(kafka.values(denied, expected=90), {"w": 90}).assert_exact()
+    finally:
+        kafka.stop()
 
 
 # From one delivery to the other
