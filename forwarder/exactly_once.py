@@ -240,7 +240,8 @@ class ExactlyOnceShipper(Shipper):
         if suspected and all(flight.way is Way.SINGLE for flight in suspected):
             for flight in suspected:
                 flight.lane.careful_for = max(flight.lane.careful_for, self._loop.time() + SUSPECT_SECONDS)
-            wiser = cause is not None and cause.code() in FOR_GOOD
+            errors = {cause, *(error for flight in suspected for error in flight.heard)}
+            wiser = any(error is not None and error.code() in {*FOR_GOOD, KafkaError._STATE} for error in errors)
             if wiser:
                 self._shrink_batches()
         self._take_back({flight.lane for flight in flights})
@@ -284,7 +285,8 @@ def suspects(flights: list[Flight], cause: KafkaError | None) -> list[Flight]:
     }
     guilty.update(place for place, flight in enumerate(flights) if any(each.error.code() in bad for each in flight.refused))
     if not guilty:
-        return list(flights) if cause is not None and cause.code() in bad else []
+        # Where librdkafka had failed the transaction before it was asked to commit, it no longer says why.
+        return list(flights) if cause is not None and cause.code() in {*bad, KafkaError._STATE} else []
     topics = {name for place in guilty for name in flights[place].topics}
     following = {place + 1 for place in guilty if place + 1 < len(flights) and topics & flights[place + 1].topics.keys()}
     return [flights[place] for place in sorted(guilty | following)]

@@ -22,7 +22,7 @@ from forwarder.kafka import FOR_GOOD, OF_TOPIC, Kafka, Way, group_metadata
 
 AT_ONCE = 200
 POLL_SECONDS = 0.002
-QUIET_SECONDS, PATIENCE_SECONDS = 1.0, 10.0
+PATIENCE_SECONDS = 10.0
 
 Record = tuple[str, bytes | None, bytes]
 """Topic, key and value."""
@@ -72,7 +72,10 @@ class Probe:
                 heard[place] = refusal
         of_all = self._listen(kafka, topic, heard, len(some))
         answers = dict(heard)
-        self._patiently(kafka.abort_transaction)
+        try:
+            self._patiently(kafka.abort_transaction)
+        except KafkaException:  # as when it has never begun, because nothing of it was allowed
+            self._drop()
         for error in (of_all, *answers.values()):
             if error is not None and error.code() in OF_TOPIC:
                 judged.of_topic = Refused(error, topic, -1, None, b"")
@@ -89,20 +92,18 @@ class Probe:
 
     def _listen(self, kafka: Kafka, topic: str, heard: dict[int, KafkaError | None], count: int) -> KafkaError | None:
         """Until all of `count` or an error is heard of, or nothing for too long; returns an error that is none of a record's."""
-        begun = time.monotonic()
-        asked = False
-        while len(heard) < count and not any(heard.values()):
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while len(heard) < count and not any(heard.values()) and time.monotonic() < deadline:
             kafka.poll()
-            if self._closing.wait(POLL_SECONDS) or time.monotonic() - begun > PATIENCE_SECONDS:
+            if self._closing.wait(POLL_SECONDS):
                 break
-            if not heard and not asked and time.monotonic() - begun > QUIET_SECONDS:
-                asked = True
-                # A transaction that may not write to the topic fails without a word: it says so when it is given an offset.
-                try:
-                    kafka.add_number(topic, 0, "", self._group)
-                except KafkaException as error:
-                    if error.args[0].txn_requires_abort():
-                        return error.args[0]  # type: ignore[no-any-return]
+        if any(error is None or error.code() in FOR_GOOD for error in heard.values()):
+            return None
+        # A transaction that may not write to a topic says so only when it is asked for something.
+        try:
+            kafka.add_number(topic, 0, "", self._group)
+        except KafkaException as error:
+            return error.args[0]  # type: ignore[no-any-return]
         return None
 
     def _connect(self) -> Kafka:

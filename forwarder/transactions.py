@@ -234,7 +234,7 @@ class Transactions:
                 self._shipping.broken[NOT_SAVED] += 1
             cause = await self._in_thread(self._finish, kafka, mark, self._choose_topic())
         # After an abort the sequence numbers of what was refused are missing: a new producer has none.
-        self._worn = cause is not None
+        self._worn = self._worn or cause is not None
         if not self._conclude(mark, cause) and cause is not None:
             await self._wait_out(f"a transaction was aborted ({cause.str()}) and is sent again")
 
@@ -341,18 +341,25 @@ class Transactions:
             added = True
             self._patiently(kafka.commit_transaction)
         except KafkaException as error:
-            if not error.args[0].txn_requires_abort():
+            cause: KafkaError = error.args[0]
+            if not cause.txn_requires_abort():
                 raise
-            self._abort(kafka)
-            if not added and error.args[0].code() in OF_TOPIC:
+            if added:
+                self._patiently(kafka.abort_transaction)
+                self._worn = True
+                return None if _mark(self._ask()) == mark else cause
+            if cause.code() in OF_TOPIC:
                 self._unfit.add(topic)
                 self._topic = ""
-            return None if added and _mark(self._ask()) == mark else error.args[0]
+            self._abort(kafka)
+            return cause
         kafka.begin_transaction()
         return None
 
     def _abort(self, kafka: Kafka) -> None:
-        self._patiently(kafka.abort_transaction)
+        """End a transaction of which no commit was asked for; what an abort that fails leaves is ended by the next producer."""
+        with contextlib.suppress(KafkaException):
+            self._patiently(kafka.abort_transaction)
 
     def _ask(self, *, stable: bool = True) -> Numbered | None:
         for failures in itertools.count():

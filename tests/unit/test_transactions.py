@@ -115,6 +115,7 @@ def test_a_power_cut_can_take_no_mark_back(tmp_path: Path) -> None:
 
 LARGE, AWAY = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE), KafkaError(KafkaError._TRANSPORT)
 DENIED = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
+FAILED_BEFORE = KafkaError(KafkaError._STATE)
 PURGED = KafkaError(KafkaError._PURGE_QUEUE)
 
 
@@ -138,7 +139,7 @@ def test_a_chunk_of_another_topic_is_not_suspected() -> None:
 
 def test_when_no_report_blames_anybody_a_refusal_makes_all_suspect_and_any_other_error_none() -> None:
     flights = [flight("t", PURGED), flight("u", PURGED)]
-    assert suspects(flights, LARGE) == suspects(flights, DENIED) == flights
+    assert suspects(flights, LARGE) == suspects(flights, DENIED) == suspects(flights, FAILED_BEFORE) == flights
     assert suspects(flights, AWAY) == []
     assert suspects(flights, None) == []
 
