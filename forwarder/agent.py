@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from forwarder import config, enrich, http, systemd
+from forwarder.exactly_once import ExactlyOnceShipper
 from forwarder.listener import Listener
 from forwarder.positions import Positions
 from forwarder.route import Prepare, Route, describe, described, make_route
@@ -39,6 +40,7 @@ SAVE_SECONDS = 0.25
 ALIVE_TICKS = 5
 ALIVE_GRACE = 5.0
 """Seconds before the last sign of life in which something may have happened that was not seen."""
+OUTCOME_PATIENCE = 10.0
 BUSY_TICKS = 5
 STOPPED_AT_ONCE = 130
 
@@ -68,10 +70,10 @@ class Agent:
 
     async def run(self) -> int:
         """Until a signal asks to stop; returns the exit code. Raises what prevents a start, each with a message for the user."""
-        with own_state_directory(self._state), contextlib.closing(Positions(self._state / "positions.db")) as positions:
+        with own_state_directory(self._state), contextlib.closing(self._positions()) as positions:
             self._catch_signals()
             saved = positions.load()
-            self.shipper = Shipper(self.config, positions, self._state / "dead")
+            self.shipper = self._shipper(positions)
             self.spools = Spools(
                 self._state / "spool",
                 self.config.spool,
@@ -87,6 +89,9 @@ class Agent:
                 acknowledge_after_sync=self.config.spool.fsync == "always",
                 clock=time.time,
             )
+            await self.listener.start(self.config.sockets, systemd.inherited_sockets(os.environ))
+            if await self._learn_outcome(positions):
+                saved = positions.load()
             self.tails = Tails(
                 self.config.tails,
                 routes=self._tail_route,
@@ -102,7 +107,6 @@ class Agent:
                 scratch=self._state,
             )
             server = http.Server(self._pages)
-            await self.listener.start(self.config.sockets, systemd.inherited_sockets(os.environ))
             self.tails.start()
             await self._save()
             await server.start(self.config.http.listen)
@@ -123,6 +127,27 @@ class Agent:
             await self._shut_down(tasks)
             await server.stop()
         return 0
+
+    def _positions(self) -> Positions:
+        return Positions(self._state / "positions.db", durable=self.config.kafka.delivery == "exactly-once")
+
+    def _shipper(self, positions: Positions) -> Shipper:
+        if self.config.kafka.delivery == "exactly-once":
+            return ExactlyOnceShipper(self.config, positions, self._state / "dead")
+        # What a killed run with exactly-once had prepared may be in Kafka or not: it is sent, and may be there twice.
+        positions.drop_prepared()
+        return Shipper(self.config, positions, self._state / "dead")
+
+    async def _learn_outcome(self, positions: Positions) -> bool:
+        """Files are best found by where they stand in Kafka, if Kafka tells soon; True when positions may have changed."""
+        if not isinstance(self.shipper, ExactlyOnceShipper) or positions.marks().prepared is None:
+            return False
+        waited = [asyncio.create_task(event.wait()) for event in (self.shipper.transactions.resolved, self._stopping)]
+        ends: list[asyncio.Future[Any]] = [*waited, self.shipper.failed]
+        await asyncio.wait(ends, timeout=OUTCOME_PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+        for task in waited:
+            task.cancel()
+        return True
 
     @property
     def bootstrap(self) -> str:

@@ -60,9 +60,14 @@ class _Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Agent(_Table, frozen=True, kw_only=True):
     """The agent itself."""
 
-    name: Annotated[str, about("Identity in metrics, and in the transactional id.", kind="name", unset="the host name")] = field(
-        default_factory=socket.gethostname
-    )
+    name: Annotated[
+        str,
+        about(
+            "Identity in metrics, and with exactly-once in transactional id and consumer group: each agent needs its own.",
+            kind="name",
+            unset="the host name",
+        ),
+    ] = field(default_factory=socket.gethostname)
     state_dir: Annotated[str, about("Directory of positions, spool and dead letters.", kind="absolute path")] = (
         "/var/lib/forwarder"
     )
@@ -82,7 +87,10 @@ class Kafka(_Table, frozen=True, kw_only=True):
         str | None,
         about("Template of the key; records with a key keep their order per key.", kind="template", unset="records have no key"),
     ] = None
-    delivery: Annotated[Literal["at-least-once"], about("What is promised of records that were acknowledged.")] = "at-least-once"
+    delivery: Annotated[
+        Literal["at-least-once", "exactly-once"],
+        about("What is promised of records that were acknowledged; exactly-once needs an agent.name that no other agent has."),
+    ] = "at-least-once"
     compression: Annotated[Literal["none", "gzip", "snappy", "lz4", "zstd"], about("Codec of the batches sent.")] = "lz4"
     in_flight: Annotated[
         Size, about("Bytes sent and not yet acknowledged; the only place where memory grows with load.", least=MIB, most=2 * GIB)

@@ -21,7 +21,6 @@ from forwarder.configvalues import Shape, Wrong, allowed, read, replacement_trou
 
 NOT_BUILT: dict[tuple[Any, ...], str] = {
     (config.Config, "limit"): "limits are not available in this version; remove it, spool.max_bytes_per_app bounds each app",
-    (config.Kafka, "delivery", "exactly-once"): " is not available in this version",
 }
 """Keys, and values of keys, that are planned and not there yet."""
 

@@ -34,10 +34,25 @@ class Flight:
     """A chunk on its way: `left` reports are outstanding.
 
     A `pinned` one went to one partition as a batch and hears of its last record only; any other hears of every record, and
-    `refused` then holds exactly those that failed.
+    `refused` then holds exactly those that failed. In a transaction `heard` has what was reported, a message for each error,
+    and it is the commit that counts.
     """
 
-    __slots__ = ("charge", "count", "end", "landed", "lane", "left", "pinned", "received", "refused", "start", "topics", "way")
+    __slots__ = (
+        "charge",
+        "count",
+        "end",
+        "heard",
+        "landed",
+        "lane",
+        "left",
+        "pinned",
+        "received",
+        "refused",
+        "start",
+        "topics",
+        "way",
+    )
 
     def __init__(self, lane: Lane, chunk: Chunk, charge: int, landed: Callable[[Flight], None]) -> None:
         self.lane = lane
@@ -52,6 +67,7 @@ class Flight:
         self.way = Way.GAPLESS
         self.topics: Counter[str] = Counter()
         self.refused: list[Refused] = []
+        self.heard: dict[KafkaError | None, Message] = {}
 
     def report(self, error: KafkaError | None, message: Message) -> None:
         """What librdkafka calls for each record that it reports on."""

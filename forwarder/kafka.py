@@ -5,6 +5,9 @@ record only. That is sound because the reports of one partition come in order an
 fails for good makes the producer fatal, and `fatal` is set before the report of any record behind it is served. A success that
 is reported while `fatal` is set proves nothing: Kafka may have stored a batch behind the one it refused. `send_each` hears of
 every record, for records that keys spread over partitions and for finding the one that made a producer fatal.
+
+In transactions no report is needed: a commit that succeeds proves all that was sent, however it was sent. The calls about them
+wait, each for `STEP_SECONDS` at most, and are for another thread than the event loop's.
 """
 
 from __future__ import annotations
@@ -16,20 +19,34 @@ import re
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import (
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+    libversion,
+)
 
 from forwarder.config import Config
 from forwarder.rdkafka import BatchCall, Unavailable
 
 log = logging.getLogger("forwarder.kafka")
 
-Report = Callable[[KafkaError | None, Message], None]
+Report = Callable[[KafkaError | None, Message], Any]
 
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 METADATA_TIMEOUT = 5.0
+STEP_SECONDS = 1.0
+ADMIN_SECONDS = 3.0
+REBOOTSTRAPS = 0x020B0000
+TRANSACTION_RETRY_MS = 10
+"""A transaction that begins while the markers of the one before are still being written is asked to come again. librdkafka's
+default, 100 ms, was most of what a transaction took; with this one takes 5."""
 REPEAT_SECONDS, MOST_REPEATS = 60.0, 200
 
 FOR_GOOD = frozenset(
@@ -83,6 +100,13 @@ class Way(enum.Enum):
     GAPLESS = "becomes fatal, so that the success of a record proves all before it on its partition"
     BATCHED = "reports it, with whatever else was in its batch"
     SINGLE = "reports it alone: each record is a batch"
+    TRANSACTION = "has its whole transaction aborted"
+    PROBE = "reports it alone, in a transaction that is always aborted"
+
+
+def transactional_id(config: Config) -> str:
+    """Of the one producer, and of the group that keeps the numbers of its transactions."""
+    return f"forwarder-{config.agent.name}"
 
 
 def producer_properties(config: Config, way: Way) -> dict[str, Any]:
@@ -103,8 +127,14 @@ def producer_properties(config: Config, way: Way) -> dict[str, Any]:
     }
     # The broker judges the size, after compression; this limit would refuse before it.
     properties.setdefault("message.max.bytes", MAX_MESSAGE_BYTES)
-    if way is Way.SINGLE:
+    if way in {Way.SINGLE, Way.PROBE}:
         properties["batch.num.messages"] = 1
+    if way in {Way.TRANSACTION, Way.PROBE}:
+        properties.setdefault("retry.backoff.ms", TRANSACTION_RETRY_MS)
+        if libversion()[1] >= REBOOTSTRAPS:
+            # After it has begun anew with its brokers, librdkafka 2.16 waits for ever for a group's coordinator.
+            properties.setdefault("metadata.recovery.strategy", "none")
+        properties["transactional.id"] = transactional_id(config) + ("-probe" if way is Way.PROBE else "")
     return properties
 
 
@@ -123,11 +153,14 @@ class Topic(msgspec.Struct):
 class Kafka:
     """One producer. All calls come from one thread; `topic_changed` is called from another one."""
 
-    def __init__(self, config: Config, *, way: Way, topic_changed: Callable[[str, Topic], None]) -> None:
+    def __init__(self, config: Config, *, way: Way, topic_changed: Callable[[str, Topic], None], batch_bytes: int = 0) -> None:
+        """`batch_bytes` are the most in a batch of several records, where that is less than usual."""
         self.fatal = ""
         """Why the producer can send nothing more, or empty."""
         self.connected = False
         properties = producer_properties(config, way)
+        if batch_bytes:
+            properties["batch.size"] = batch_bytes
         self._producer = Producer({**properties, "error_cb": _weakly(self._on_error), "logger": _client_log})
         try:
             self._batch: BatchCall | None = BatchCall(self._producer, str(properties["client.id"]))
@@ -198,6 +231,28 @@ class Kafka:
         led = [number for number, partition in sorted(found.partitions.items()) if partition.leader >= 0]
         return Topic(partitions=led) if led else Topic(problem="no partition has a leader")
 
+    # Transactions. Each call raises KafkaException, and those that time out may be called again to go on.
+
+    def init_transactions(self) -> None:
+        """Fence older producers of this name and end what they left open."""
+        self._producer.init_transactions(STEP_SECONDS)
+        self.connected = True
+
+    def begin_transaction(self) -> None:
+        self._producer.begin_transaction()
+
+    def add_number(self, topic: str, number: int, writer: str, group: object) -> None:
+        """Have the transaction, when it is committed, leave its number as an offset of the group."""
+        self._producer.send_offsets_to_transaction([TopicPartition(topic, 0, number, writer)], group, STEP_SECONDS)
+
+    def commit_transaction(self) -> None:
+        """Wait for all that was sent, and commit."""
+        self._producer.commit_transaction(STEP_SECONDS)
+
+    def abort_transaction(self) -> None:
+        """Give up what was sent, whether or not it has arrived."""
+        self._producer.abort_transaction(STEP_SECONDS)
+
     def close(self) -> None:
         """Give up what is queued; nothing is reported any more. Does not wait."""
         if self._batch is not None:
@@ -213,6 +268,46 @@ class Kafka:
             self.fatal = error.str()
         elif error.code() == KafkaError._ALL_BROKERS_DOWN:
             self.connected = False
+
+
+class Numbered(NamedTuple):
+    """The number of a committed transaction, who made it, and the topic by which the group keeps it."""
+
+    number: int
+    writer: str
+    topic: str
+
+
+def last_number(config: Config, *, stable: bool) -> Numbered | None:
+    """The number of the last committed transaction, None when there is none; `stable`: only when none is open that may leave
+    another. Raises KafkaException. Blocks.
+
+    All topics are looked through, since the one that holds it may be known to Kafka alone. A consumer asks, though the admin
+    client could tell in one question: librdkafka 2.16 ends the process when a group's coordinator is still loading.
+    """
+    properties: dict[str, Any] = {**client_properties(config), "logger": _client_log, "group.id": transactional_id(config)}
+    properties["isolation.level"] = "read_committed" if stable else "read_uncommitted"
+    consumer = Consumer({**properties, "enable.auto.commit": False})
+    try:
+        topics = consumer.list_topics(timeout=ADMIN_SECONDS).topics
+        found = []
+        for place in consumer.committed([TopicPartition(name, 0) for name in topics], ADMIN_SECONDS) if topics else []:
+            if place.error is not None:
+                raise KafkaException(place.error)
+            if place.offset >= 0:
+                found.append(Numbered(place.offset, place.metadata or "", place.topic))
+    finally:
+        consumer.close()
+    return max(found, default=None)
+
+
+def group_metadata(config: Config) -> object:
+    """What a transaction needs to know of the group; nobody joins it."""
+    consumer = Consumer({"group.id": transactional_id(config), "logger": _client_log})
+    try:
+        return consumer.consumer_group_metadata()
+    finally:
+        consumer.close()
 
 
 def _weakly(method: Callable[[KafkaError], None]) -> Callable[[KafkaError], None]:
@@ -236,7 +331,7 @@ class _Quiet(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         text = record.getMessage()
-        if "enable.gapless.guarantee" in text:
+        if "enable.gapless.guarantee" in text or "is a producer property and will be ignored" in text:
             return False
         alike = re.sub(r"\d+", "", text)
         if record.created - self._last.get(alike, -REPEAT_SECONDS) < REPEAT_SECONDS:

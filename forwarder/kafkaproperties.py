@@ -71,7 +71,8 @@ def trouble_together(config: Config) -> str:
 
     from forwarder import kafka
 
-    properties = kafka.producer_properties(config, kafka.Way.GAPLESS)
+    exactly_once = config.kafka.delivery == "exactly-once"
+    properties = kafka.producer_properties(config, kafka.Way.TRANSACTION if exactly_once else kafka.Way.GAPLESS)
     del properties["bootstrap.servers"]
     if _TOKENS in properties:
         # A client that is given up waits for a token that is on its way: at this address it is refused at once.

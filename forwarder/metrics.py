@@ -67,6 +67,7 @@ def status(agent: Agent) -> dict[str, Any]:
             "delivered": dict(shipper.delivered),
             "dead": dict(shipper.dead),
             "producers_replaced": shipper.replaced,
+            "exactly_once_broken": dict(shipper.broken),
         },
         "sources": [
             {
@@ -173,6 +174,7 @@ class _AgentCollector(Collector):
         yield CounterMetricFamily(
             "forwarder_producers_replaced", "Producers replaced after a fatal error.", value=shipper.replaced
         )
+        yield counter("exactly_once_broken", "Times that exactly-once could not be kept.", ["reason"], dict(shipper.broken))
         yield CounterMetricFamily(
             "forwarder_spool_disk_errors", "Writes or syncs that the disk refused.", value=agent.spools.disk_errors
         )

@@ -11,13 +11,15 @@
   waited out. A producer that has become fatal is replaced and everything not settled sent again, carefully: record by
   record, which finds the one that broke it.
 
-Everything here runs in the event loop's thread and never waits.
+This is at-least-once; `exactly_once` says what is different in transactions. Everything here runs in the event loop's thread and
+never waits.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import time
@@ -31,7 +33,7 @@ from confluent_kafka import KafkaError
 from forwarder import dead
 from forwarder.config import Config
 from forwarder.flight import FIRST_BACKOFF, LONGEST_BACKOFF, Flight, Histogram, Lane, Refused
-from forwarder.kafka import FOR_GOOD, MAX_MESSAGE_BYTES, OF_TOPIC, Kafka, Topic, Way
+from forwarder.kafka import FOR_GOOD, MAX_MESSAGE_BYTES, OF_TOPIC, Kafka, Report, Topic, Way
 from forwarder.positions import Positions, Saved
 from forwarder.source import Chunk, Source
 
@@ -64,6 +66,9 @@ Keyed = tuple[bytes | None, bytes]
 
 
 class Shipper:
+    way = Way.GAPLESS
+    """Of the producer that everything goes through as long as nothing is refused."""
+
     def __init__(
         self, config: Config, positions: Positions, dead_letters: Path, *, clock: Callable[[], float] = time.time
     ) -> None:
@@ -78,6 +83,8 @@ class Shipper:
         self.tailed_bytes: Counter[str] = Counter()
         self.in_flight = 0
         self.replaced = 0
+        self.broken: Counter[str] = Counter()
+        """How often exactly-once could not be kept, by reason."""
         self.errors: deque[str] = deque(maxlen=10)
         self._config = config
         self._positions = positions
@@ -101,7 +108,7 @@ class Shipper:
         self._topics: dict[str, Topic] = {}
         self._asking: set[str] = set()
         self._producers: dict[Way, Kafka] = {}
-        self._main = self._connect(Way.GAPLESS)
+        self._main = self._connect(self.way)
         self._scheduled: asyncio.Handle | None = None
         self._due = 0.0
         self._replaced_at = -LONGEST_BACKOFF
@@ -289,10 +296,17 @@ class Shipper:
         flight.lane.flights.append(flight)
         self._take_off(flight, 1)
         partition = topic.partitions[topic.turn % len(topic.partitions)]
-        error = self._main.send(name, records, partition, flight.report)
+        error = self._main.send(name, records, partition, self._report(flight))
         if error is not None:
-            flight.refused.append(Refused(error, name, partition, None, b""))
-            flight.land()
+            self._not_queued(flight, Refused(error, name, partition, None, b""))
+
+    def _report(self, flight: Flight) -> Report:
+        return flight.report
+
+    def _not_queued(self, flight: Flight, refused: Refused) -> None:
+        """Some of a batch could not be given to librdkafka."""
+        flight.refused.append(refused)
+        flight.land()
 
     def _send_each(self, flight: Flight, chunk: Chunk, records: list[bytes]) -> None:
         lane, route = flight.lane, chunk.route
@@ -304,6 +318,14 @@ class Shipper:
             self._hold(lane, chunk)
             self._pause(lane, HOLD)
             return
+        groups = self._grouped(flight, chunk, records)
+        if groups is not None:
+            lane.flights.append(flight)
+            self._queue(flight, groups)
+
+    def _grouped(self, flight: Flight, chunk: Chunk, records: list[bytes]) -> dict[str, list[Keyed]] | None:
+        """The records by topic, with their keys; None when the lane has to wait for one of the topics."""
+        route = chunk.route
         groups: dict[str, list[Keyed]] = {}
         for record in records:
             name = route.topic if isinstance(route.topic, str) else route.topic(record)
@@ -311,12 +333,11 @@ class Shipper:
             groups.setdefault(name, []).append((key, record))
         for name in groups:
             if self._known(name) is None:
-                self._wait_for_topic(lane, chunk, name)
-                return
+                self._wait_for_topic(flight.lane, chunk, name)
+                return None
         for name, pairs in groups.items():
             flight.topics[name] = len(pairs)
-        lane.flights.append(flight)
-        self._queue(flight, groups)
+        return groups
 
     def _queue(self, flight: Flight, groups: Mapping[str, list[Keyed]]) -> None:
         """Send record by record, to the partitions that librdkafka chooses."""
@@ -398,15 +419,18 @@ class Shipper:
         for refused in flight.refused:
             self._note(f"{refused.topic}: {refused.error.str()}", lane.source.app)
             if refused.error.code() in OF_TOPIC:
-                self._topics.pop(refused.topic, None)
-                # It may be fatal to a gapless producer, which all apps share.
-                lane.careful_for = self._loop.time() + CAREFUL_SECONDS
-                trouble = f"topic {refused.topic}: {KafkaError(refused.error.code()).str()}"
-                if trouble != lane.trouble:
-                    log.warning("app %s: %s; its records wait on disk", lane.source.app, trouble)
-                    lane.trouble = trouble
+                self._blame_topic(lane, refused)
             lane.failed = True
         return True
+
+    def _blame_topic(self, lane: Lane, refused: Refused) -> None:
+        self._topics.pop(refused.topic, None)
+        # It may be fatal to the producer which all apps share.
+        lane.careful_for = self._loop.time() + CAREFUL_SECONDS
+        trouble = f"topic {refused.topic}: {KafkaError(refused.error.code()).str()}"
+        if trouble != lane.trouble:
+            log.warning("app %s: %s; its records wait on disk", lane.source.app, trouble)
+            lane.trouble = trouble
 
     def _bury(self, flight: Flight, final: list[Refused]) -> None:
         """Put what is refused for good into the dead letters; if that fails it stays in `refused` and is tried again."""
@@ -620,7 +644,8 @@ class Shipper:
                 while moved or gone:
                     some = moved[:SAVED_AT_ONCE]
                     # The rows of those that are gone go last: others may have to know of them.
-                    await self._save_some(some, gone if len(some) == len(moved) else set())
+                    last = len(some) == len(moved)
+                    await self._save_some(some, functools.partial(self._write, gone if last else set(), last))
                     moved = moved[SAVED_AT_ONCE:]
                     gone = gone if moved else set()
             except BaseException:  # it may also have been cancelled
@@ -628,12 +653,19 @@ class Shipper:
                 self._moved.update((lane, None) for lane in moved if self._lanes.get(lane.source.name) is lane)
                 raise
 
-    async def _save_some(self, lanes: list[Lane], gone: set[str]) -> None:
+    def _write(self, gone: set[str], last: bool, rows: list[Saved]) -> None:
+        """Runs in a thread; after the `last` there is nothing that moved and is not written."""
+        self._positions.save(rows, gone)
+
+    async def _save_some(self, lanes: list[Lane], write: Callable[[list[Saved]], None]) -> None:
         places = [(lane, lane.position) for lane in lanes]
         rows = [Saved(lane.source.name, position, lane.source.detail(position)) for lane, position in places]
+        job = self._loop.run_in_executor(None, write, rows)
         try:
-            await self._loop.run_in_executor(None, self._positions.save, rows, gone)
+            await asyncio.shield(job)
         finally:
+            if not job.done():  # cancelled: what is written next must not be overtaken
+                await asyncio.wait([job])
             for lane, position in places:
                 lane.source.commit(position)
                 if not lane.saved:

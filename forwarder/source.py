@@ -61,6 +61,9 @@ class Source(Protocol):
     def seek(self, position: int) -> None:
         """Make the next `read` start at `position`, the `start` of a chunk read before and not yet committed."""
 
+    def skip(self, position: int, detail: str) -> None:
+        """What lies before `position` is in Kafka, it was found out; `detail` was kept beside that. Nothing was read yet."""
+
     def commit(self, position: int) -> None:
         """Everything before `position` is in Kafka and the position is saved: the source may forget it."""
 
@@ -68,7 +71,10 @@ class Source(Protocol):
         """Bytes that are there and not yet read."""
 
     def detail(self, position: int) -> str:
-        """What else to keep beside `position` in order to find this source again; may be empty."""
+        """What else to keep beside `position` in order to find this source again; may be empty.
+
+        Of a position that is to be committed: the source may still be asked to go back behind it.
+        """
 
 
 Wake = Callable[[Source], None]

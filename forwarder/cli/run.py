@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
 
     import uvloop
 
-    from forwarder import agent, logs, metrics, positions, unix
+    from forwarder import agent, logs, metrics, positions, transactions, unix
     from forwarder.spool import block
 
     logs.set_up()
@@ -35,6 +35,9 @@ def run(args: argparse.Namespace) -> int:
         return agent.run(settings, uvloop.new_event_loop, metrics.pages)
     except (agent.StateInUse, unix.SocketInUse, positions.UnknownVersion, block.UnknownVersion, OSError) as error:
         print(f"forwarder: cannot run: {error}", file=sys.stderr)
+        return 1
+    except transactions.Ousted as error:
+        print(f"forwarder: stopped: {error}", file=sys.stderr)
         return 1
 
 

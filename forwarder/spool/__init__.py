@@ -396,6 +396,9 @@ class Spool:
         self._forget_recent()
         self._read_at = max(position, self._segments[0].first if self._segments else self.end)
 
+    def skip(self, position: int, detail: str) -> None:
+        self.seek(max(position, self._read_at))
+
     def commit(self, position: int) -> None:
         """Everything before `position` may go; whole segments do."""
         self._committed = max(self._committed, position)

@@ -25,7 +25,18 @@ from forwarder import config
 from forwarder.route import Route
 from forwarder.source import Chunk, Wake
 from forwarder.tail.descriptors import Descriptors
-from forwarder.tail.identity import HEAD_BYTES, MARK_BYTES, Ended, Head, Identity, digest, encode, holds, mark_before
+from forwarder.tail.identity import (
+    HEAD_BYTES,
+    MARK_BYTES,
+    Ended,
+    Head,
+    Identity,
+    decode,
+    digest,
+    encode,
+    holds,
+    mark_before,
+)
 from forwarder.tail.lines import Held, Lines
 from forwarder.tail.lookup import OPEN, Key, encoding_of, key_of, leads_to
 
@@ -433,6 +444,14 @@ class TailedFile:
         self._shared.counts.abandoned[self.app] += end - start
         log.error("%s: %d bytes that Kafka did not take are gone from the file", self.path, end - start)
 
+    def skip(self, position: int, detail: str) -> None:
+        with contextlib.suppress(OSError):
+            known = decode(detail)
+            if self._position < position and known is not None and holds(self.fd, known, position):
+                self.head = Head(os.pread(self.fd, min(HEAD_BYTES, position), 0))
+                self._marks = [(position, mark_before(self.fd, position))]
+                self._position = self._searched = self._text = self._committed = self._counted = position
+
     def commit(self, position: int) -> None:
         self._committed = position
         self._forget_marks(position)
@@ -449,7 +468,6 @@ class TailedFile:
         return 0 if self.finished else max(self.size - max(self._searched, self._position), 0)
 
     def detail(self, position: int) -> str:
-        self._forget_marks(position)
         return encode(self.identity(position))
 
     # For the tail

@@ -14,7 +14,6 @@ from typing import Any
 from tests.bench.common import (
     Cost,
     add_options,
-    arrived,
     broker,
     check_arrival,
     finish_agent,
@@ -34,6 +33,7 @@ def add(benches: argparse._SubParsersAction[Any]) -> None:
     parser = benches.add_parser("socket", help="apps' sockets, through the spool, to Kafka")
     add_options(parser, records=1_000_000, rounds=5)
     parser.add_argument("--peers", type=int, default=4, help="connections, each of its own app (default: 4)")
+    parser.add_argument("--delivery", action="append", help="kafka.delivery, several for one after the other in each round")
     parser.set_defaults(run=run)
 
 
@@ -46,26 +46,29 @@ def run(arguments: argparse.Namespace) -> int:
     processes = multiprocessing.get_context("spawn")
     with workplace() as directory, broker(arguments.bootstrap, directory) as kafka:
         for turn in range(1, arguments.rounds + 1):
-            with new_topic(kafka) as topic:
-                agent = Agent(directory / f"a{turn}", {"kafka": {"bootstrap_servers": kafka.bootstrap, "topic": topic}})
-                ready = processes.Barrier(arguments.peers + 1)
-                peers = [
-                    processes.Process(target=peer, args=(str(agent.socket), f"app{number}", each, ready))
-                    for number in range(arguments.peers)
-                ]
-                agent.start()
-                try:
-                    for process in peers:
-                        process.start()
-                    ready.wait(60)
-                    cost = finish_agent(agent, topic, records, time.monotonic())
-                finally:
-                    agent.stop()
-                    for process in peers:
-                        process.terminate()
-                        process.join()
-                rows.append((str(turn), "agent", cost))
-                whole &= check_arrival("agent", arrived(kafka, topic), records)
+            for delivery in arguments.delivery or ["at-least-once"]:
+                with new_topic(kafka) as topic:
+                    settings = {"bootstrap_servers": kafka.bootstrap, "topic": topic, "delivery": delivery}
+                    agent = Agent(directory / topic, {"agent": {"name": topic}, "kafka": settings})
+                    ready = processes.Barrier(arguments.peers + 1)
+                    peers = [
+                        processes.Process(target=peer, args=(str(agent.socket), f"app{number}", each, ready))
+                        for number in range(arguments.peers)
+                    ]
+                    agent.start()
+                    try:
+                        for process in peers:
+                            process.start()
+                        ready.wait(60)
+                        cost = finish_agent(agent, topic, records, time.monotonic())
+                    finally:
+                        agent.stop()
+                        for process in peers:
+                            process.terminate()
+                            process.join()
+                    rows.append((str(turn), delivery, cost))
+                    # Offsets would count what transactions leave beside records.
+                    whole &= check_arrival(delivery, len(kafka.values(topic, expected=records)), records)
     print_costs(rows, records)
     return 0 if whole else 1
 

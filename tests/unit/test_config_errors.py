@@ -51,8 +51,12 @@ BAD = [
     ("multiline has no other key", kafka('[[tail]]\npaths = ["/x"]\nmultiline = { stat = "x" }'),
      '{F}: tail[0].multiline.stat: unknown key; did you mean "start"?\n'
      "{F}: tail[0].multiline.start: missing; required: a regular expression of Python that does not match empty text"),
-    ("exactly-once is said not to be built yet", kafka('delivery = "exactly-once"'),
-     '{F}: kafka.delivery: "exactly-once" is not available in this version; allowed: "at-least-once"'),
+    ("a delivery that nobody offers", kafka('delivery = "exactly once"'),
+     '{F}: kafka.delivery: "exactly once"; allowed: "at-least-once", "exactly-once"'),
+    ("properties that are wrong only in transactions",
+     kafka('delivery = "exactly-once"\nproperties = { "transaction.timeout.ms" = 1000, "socket.timeout.ms" = 60000 }'),
+     "{F}: kafka.properties: librdkafka refuses them together: "
+     "`socket.timeout.ms` must be set <= `transaction.timeout.ms` + 100"),
     # Types
     ("a number for a table", "kafka = 5", "{F}: kafka: integer 5; allowed: a table"),
     ("one table where several may stand", kafka('[socket]\npath = "/x"'),

@@ -37,6 +37,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "unix": set(),
     "flight": {"kafka", "source"},
     "shipper": {"config", "dead", "flight", "kafka", "positions", "source"},
+    "worker": set(),
+    "transactions": {"config", "flight", "kafka", "positions", "worker"},
+    "probe": {"config", "flight", "kafka"},
+    "exactly_once": {"config", "flight", "kafka", "positions", "probe", "shipper", "source", "transactions", "worker"},
     "listener": {"config", "formatter", "pickles", "protocol", "route", "spool", "unix"},
     "systemd": set(),
     "logs": {"systemd"},
@@ -46,6 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "agent": {
         "config",
         "enrich",
+        "exactly_once",
         "http",
         "listener",
         "positions",
