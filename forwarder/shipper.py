@@ -677,6 +677,10 @@ class Shipper:
         for lane in self._lively:
             lane.measure(1.0)
         self._lively = {lane for lane in self._lively if lane.rate}  # a set that was large once stays so
+        if self.in_flight and not self._main.fatal:
+            # With a full window nothing is sent that would ask, and librdkafka was once seen not to look for a leader again.
+            for name in list(self._topics):
+                self._known(name)
         ahead = self._clock() - self._loop.time()
         stepped, self._clock_ahead = ahead - self._clock_ahead, ahead
         if stepped < -CLOCK_STEP and not self._main.fatal:
