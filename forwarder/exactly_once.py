@@ -257,6 +257,18 @@ class ExactlyOnceShipper(Shipper):
     def note(self, what: str) -> None:
         self._note(what, "")
 
+    def tick(self) -> None:
+        super().tick()
+        if self.transactions.hangs:
+            # librdkafka keeps records of a topic that was deleted, and with them their transaction, until it is made anew.
+            for name in {name for flight in self.transactions.flights for name in flight.topics}:
+                topic = self._topics.get(name)
+                if topic is not None and topic.permanent:
+                    self.transactions.give_up(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, f"topic {name}: {topic.problem}"))
+                elif name not in self._asking:
+                    self._asking.add(name)
+                    self._main.ask(name)
+
     # Its end
 
     def close(self) -> None:

@@ -41,6 +41,7 @@ OLDEST = 0.5
 """A transaction is committed after so many seconds also when there is always more to send."""
 HUNG_SECONDS = 120.0
 """No call of librdkafka takes so long; one that does never ends."""
+SLOW_SECONDS = 3.0
 STOP_SECONDS = 5.0
 RENEW_SECONDS = 12 * 3600.0
 """Kafka forgets a group's offset after a week without a new one."""
@@ -145,6 +146,7 @@ class Transactions:
         self._committed_at = 0.0
         self._spoiled: KafkaError | None = None
         self._worn = False
+        self._hopeless: KafkaError | None = None
         self._backoff = FIRST_BACKOFF
         self._problem = ""
 
@@ -152,7 +154,7 @@ class Transactions:
         """One transaction after another, until `stop`. Raises Ousted."""
         first = True
         while not self._closing.is_set():
-            self._worn = False
+            self._worn, self._hopeless = False, None
             kafka = self._kafka = self._shipping.connect_transactional()
             try:
                 await self._take_over(kafka, first)
@@ -172,6 +174,15 @@ class Transactions:
     def spoil(self, error: KafkaError) -> None:
         """Some of what was to be sent could not even be queued: this transaction cannot be committed."""
         self._spoiled = error
+
+    def give_up(self, error: KafkaError) -> None:
+        """What is being committed never can be: go on with a new producer."""
+        self._hopeless = error
+
+    @property
+    def hangs(self) -> bool:
+        """Whether a commit takes suspiciously long."""
+        return not self.open and bool(self.flights) and self._loop.time() - self._committed_at > SLOW_SECONDS
 
     @property
     def aged(self) -> bool:
@@ -385,6 +396,8 @@ class Transactions:
                     raise
             finally:
                 self._calling_since = 0.0
+            if self._hopeless is not None:
+                raise KafkaException(self._hopeless)
             if self._closing.wait(RETRY_SECONDS):
                 raise _Closing
 

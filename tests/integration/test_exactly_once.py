@@ -493,9 +493,10 @@ def test_a_number_that_kafka_has_forgotten_is_said_and_counted_and_nothing_is_mi
     running = agent(settings(kafka, topic))
     running.start()
     some_delivered(running, kafka, topic)
-    running.kill()
+    assert running.terminate() == 0
     group = f"forwarder-{running.config['agent']['name']}"
-    AdminClient({"bootstrap.servers": kafka.bootstrap}).delete_consumer_groups([group])[group].result()
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    admin.delete_consumer_groups([group])[group].result(timeout=30)
     running.start()
     send(running, lines(1000, first=1000))
     await_settled(running)
