@@ -295,14 +295,13 @@ class Arrivals:
         if read_to is not None:
             return (read_to if read_to < os.fstat(fd).st_size else None), None
         for file in generations:
-            like = file.head.is_like(fd)
-            if like:
+            if file.head.is_like(fd):
                 self._register.growth.verify(file)
-            if file.rewritten:
-                if begin := file.behind_copy(fd):
-                    return begin, file
-            elif like and file.agrees_with(fd):
-                return None, None
+                if not file.rewritten and file.agrees_with(fd):
+                    return None, None
+                self._register.growth.verify(file)  # it may have been truncated in that moment
+            if file.rewritten and (begin := file.behind_copy(fd)):
+                return begin, file
         return 0, None
 
     # Both

@@ -43,6 +43,7 @@ from forwarder.source import TAIL_PREFIX
 from forwarder.systemd import Notifier
 from forwarder.tail import inotify
 from forwarder.tail.descriptors import Descriptors
+from forwarder.tail.file import TailedFile
 from forwarder.tail.identity import SURE_BYTES
 from tests.harness.broker import Broker
 from tests.harness.virtual import VirtualLoop
@@ -653,6 +654,28 @@ def test_what_kafka_refuses_in_the_moment_of_a_truncation_is_read_once_in_the_co
     files.truncate_file(body)
     files.kafka_refuses()
     files.write("app.log", [10])
+    files.teardown()
+
+
+def test_a_file_that_is_truncated_in_the_moment_in_which_it_is_compared_with_its_copy_is_sent_once() -> None:
+    files = Files()
+    files.begin(GLOBS[0])
+    files.write("app.log", [100] * 3)
+    files.look(SETTLED)
+    body = files.current["app.log"]
+    assert body is not None
+    compare = TailedFile.agrees_with
+
+    def truncate_and_compare(file: TailedFile, fd: int) -> bool:
+        if not body.truncated:
+            files.truncate_file(body)
+            files.write("app.log", [700])
+        return compare(file, fd)
+
+    files.patch.setattr(TailedFile, "agrees_with", truncate_and_compare)
+    files.copy(body, files.logs / "app.log.1")
+    files.look(SETTLED)
+    assert body.truncated
     files.teardown()
 
 
