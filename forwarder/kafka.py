@@ -125,15 +125,16 @@ def producer_properties(config: Config, way: Way) -> dict[str, Any]:
         "queue.buffering.max.kbytes": max(4 * config.kafka.in_flight // 1024, 64 * 1024),
         "queue.buffering.max.messages": 0,
     }
+    if libversion()[1] >= REBOOTSTRAPS:
+        # After it has begun anew with its brokers, librdkafka 2.16 waits for ever for a group's coordinator, and was once seen
+        # not to look for leaders again after a long outage.
+        properties.setdefault("metadata.recovery.strategy", "none")
     # The broker judges the size, after compression; this limit would refuse before it.
     properties.setdefault("message.max.bytes", MAX_MESSAGE_BYTES)
     if way in {Way.SINGLE, Way.PROBE}:
         properties["batch.num.messages"] = 1
     if way in {Way.TRANSACTION, Way.PROBE}:
         properties.setdefault("retry.backoff.ms", TRANSACTION_RETRY_MS)
-        if libversion()[1] >= REBOOTSTRAPS:
-            # After it has begun anew with its brokers, librdkafka 2.16 waits for ever for a group's coordinator.
-            properties.setdefault("metadata.recovery.strategy", "none")
         properties["transactional.id"] = transactional_id(config) + ("-probe" if way is Way.PROBE else "")
     return properties
 
