@@ -60,6 +60,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def _work(self, generation: int, future: asyncio.Future[T], func: Callable[..., T], args: tuple[Any, ...]) -> None:
         if generation != self._generation:
+            future.cancel()  # who waits for it is to end
             return
         try:
             result = func(*args)
