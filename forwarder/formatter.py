@@ -449,3 +449,43 @@ def _fill(text: str, fields: Mapping[str, Any]) -> str:
         return _PlainNames().vformat(text, (), fields)
     except Exception:
         return text
+
+
+# Records of any formatter as lines
+
+
+def one_line(layout: JSONFormatter, record: logging.LogRecord, text: str, formatter: logging.Formatter | None) -> bytes:
+    """What `formatter` made of the record as one line: JSON as it is, any other text as the message of a record in `layout`."""
+    if type(formatter) not in _ONE_LINE or "\n" in text:
+        text = _as_json(layout, record, text)
+    return f"{text}\n".encode("utf-8", "replace")
+
+
+def rescue(layout: JSONFormatter, record: logging.LogRecord, error: Exception) -> bytes:
+    """A line for a record that could not be formatted, with what went wrong in `logging_error`; empty if there is no way."""
+    try:
+        text = text_of(record.msg)
+        if record.args:
+            text = f"{text} {repr_of(record.args)}"
+        noted = logging.makeLogRecord({**record.__dict__, "logging_error": f"{type(error).__name__}: {text_of(error)}"})
+        return f"{dumps(layout.fields(noted, text))}\n".encode("utf-8", "replace")
+    except Exception:
+        return b""
+
+
+_ONE_LINE = (JSONFormatter, LogstashFormatter, LogstashFormatterV1)
+
+
+def _as_json(layout: JSONFormatter, record: logging.LogRecord, text: str) -> str:
+    if text[:1] == "{":
+        try:
+            value = json.loads(text, parse_constant=_no_constant)
+        except (ValueError, RecursionError):
+            pass
+        else:
+            return dumps(value) if "\n" in text or "\r" in text else text
+    return dumps(layout.fields(record, text))
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
