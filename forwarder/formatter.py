@@ -15,12 +15,11 @@ import math
 import re
 import socket
 import string
+import sys
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
-from datetime import date, datetime
-from datetime import time as time_of_day
 from functools import lru_cache
 from typing import Any
 
@@ -42,7 +41,7 @@ _ECS_OBJECTS = frozenset({"ecs", "error", "host", "labels", "log", "process"})
 
 def plain(value: Any) -> Any:
     """What stands for a value that JSON has no form for."""
-    if isinstance(value, (datetime, date, time_of_day)):
+    if _is_date_or_time(value):
         return value.isoformat()
     if isinstance(value, (set, frozenset, deque)):
         return list(value)
@@ -53,7 +52,13 @@ def plain(value: Any) -> Any:
 
 def as_text(value: Any) -> Any:
     """As `plain`, but as logstash_formatter does it: ISO 8601 for dates and times, `str()` for all else."""
-    return value.isoformat() if isinstance(value, (datetime, date, time_of_day)) else text_of(value)
+    return value.isoformat() if _is_date_or_time(value) else text_of(value)
+
+
+def _is_date_or_time(value: Any) -> bool:
+    """Whoever has such a value has imported `datetime`; importing it here would crash isolated interpreters of CPython 3.12."""
+    datetime = sys.modules.get("datetime")
+    return datetime is not None and isinstance(value, (datetime.date, datetime.time))
 
 
 def text_of(value: Any) -> str:

@@ -114,6 +114,7 @@ class SocketHandler(logging.handlers.SocketHandler):
         self._quiet = 0.0
         self._forking = False
         self._given_up: tuple[int, int] | None = None
+        self._ending = False
         self._closed = False
         self._pause = 0.0
         self._drop_connection()
@@ -191,7 +192,7 @@ class SocketHandler(logging.handlers.SocketHandler):
 
     def flush(self) -> None:
         """Wait until everything is acknowledged, `close_timeout` seconds at most."""
-        if self._closed or os.getpid() != self._pid:
+        if self._closed or os.getpid() != self._pid or (self._ending and self._given_up == self._position()):
             return
         end = time.monotonic() + self.close_timeout
         while self._waiting:
@@ -372,6 +373,10 @@ class SocketHandler(logging.handlers.SocketHandler):
 
     def _in_child(self) -> None:
         self._start()
+
+    def _at_end(self) -> None:
+        self.flush()
+        self._ending = True  # the same will not be waited for twice
 
 
 def parse_size(value: str | int) -> int:

@@ -4,7 +4,8 @@
   interrupts the work, and an exception from outside in the middle of the work leaves nothing locked for good.
 - `Helper` looks after what waits while the app does nothing. It is a bare thread: starting one of `threading` waits for it, and
   takes locks that a signal handler may not take. It ends by itself, and is not there while the process forks.
-- `watch_forks` has a handler told of forks, so that a child starts with nothing of its parent's.
+- `watch_forks` has a handler told of forks, so that a child starts with nothing of its parent's, and of the end of processes of
+  multiprocessing: they end by `os._exit`, without `logging.shutdown`.
 
 Standard library only, Python 3.8 and later.
 """
@@ -24,6 +25,7 @@ from typing import Any
 LONGEST_GOODBYE = 0.5
 """Seconds to wait for a helper that is in the middle of its work."""
 _watching: weakref.WeakSet[Any] = weakref.WeakSet()
+_prepared: list[bool] = []
 
 
 class Turns:
@@ -112,8 +114,30 @@ def count_calls(function: Callable[..., Any], frame: FrameType | None, of: objec
 
 
 def watch_forks(handler: Any) -> None:
-    """Have the handler told: `_before_fork`, which says whether it has just stopped a thread, `_in_parent`, `_in_child`."""
+    """Have the handler told: `_before_fork`, which says whether it has just stopped a thread, `_in_parent`, `_in_child`, and
+    `_at_end` of a process of multiprocessing."""
     _watching.add(handler)
+    _prepare_for_the_end()
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None and process.parent_process() is not None:
+        _add_finalizer(_at_end)
+
+
+def _prepare_for_the_end() -> None:
+    """Once for this process and all its children: a new process of multiprocessing begins by forgetting all finalizers."""
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and not _prepared:
+        _prepared.append(True)
+        util.register_after_fork(_at_end, _add_finalizer)
+
+
+def _add_finalizer(at_end: Callable[[], None]) -> None:
+    sys.modules["multiprocessing.util"].Finalize(None, at_end, exitpriority=-100)
+
+
+def _at_end() -> None:
+    for handler in list(_watching):
+        handler._at_end()
 
 
 def _before_fork() -> None:
@@ -131,6 +155,7 @@ def _in_parent() -> None:
 def _in_child() -> None:
     for handler in list(_watching):
         handler._in_child()
+    _prepare_for_the_end()
 
 
 if hasattr(os, "register_at_fork"):

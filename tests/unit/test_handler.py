@@ -8,7 +8,6 @@ import logging.config
 import math
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -31,6 +30,7 @@ import forwarder.turns
 from forwarder import JSONFormatter, KafkaLoggingHandler, LogstashFormatterV1, SocketHandler
 from forwarder.handler import parse_level, parse_size
 from forwarder.ring import Kept, Ring
+from tests.harness.pythons import PYTHONS
 from tests.unit.fake_agent import PATIENCE, FakeAgent
 
 ROOT = Path(__file__).parents[2]
@@ -1098,25 +1098,6 @@ def test_what_waits_still_leaves_after_a_fork_without_another_record(agent: Fake
 
 # Every Python there is, with nothing installed
 
-
-def pythons() -> list[tuple[str, str]]:
-    """Version and path of the Pythons from 3.8 on that can be found on this machine."""
-    roots = [Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"]
-    found = []
-    for minor in range(8, 16):
-        name = f"python3.{minor}"
-        candidates = [os.environ.get(f"PYTHON3_{minor}"), shutil.which(name)]
-        candidates += [str(path) for root in roots for path in sorted(root.glob(f"3.{minor}.*/bin/{name}"))]
-        for candidate in filter(None, candidates):
-            check = [candidate, "-S", "-I", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
-            answer = subprocess.run(check, capture_output=True, text=True, check=False)
-            if answer.stdout.strip() == f"3.{minor}":
-                found.append((f"3.{minor}", candidate))
-                break
-    return found
-
-
-PYTHONS = pythons()
 
 ESSENCE = """
 import sys
