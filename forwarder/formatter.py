@@ -216,8 +216,17 @@ def _ecs(attributes: dict[str, Any], host: str) -> dict[str, Any]:
         result["error"] = {"stack_trace": get("stack_info")}
     for name, value in attributes.items():
         if name not in STANDARD:
-            _add_to_ecs(result, name, value)
+            _add_to_ecs(result, *_nested(name, value))
     return result
+
+
+def _nested(name: Any, value: Any) -> tuple[Any, Any]:
+    """ECS's dotted names as the objects they stand for: ("http.request.id", 1) is ("http", {"request": {"id": 1}})."""
+    if isinstance(name, str) and "." in name:
+        name, *deeper = name.split(".")
+        for part in reversed(deeper):
+            value = {part: value}
+    return name, value
 
 
 def _add_to_ecs(result: dict[str, Any], name: str, value: Any) -> None:
@@ -362,10 +371,12 @@ class JSONFormatter(logging.Formatter):
             attributes["msg"] = text
         elif isinstance(record.msg, dict):
             attributes.update(record.msg)
-            attributes["msg"] = record.msg.get("message", "")
+            attributes["msg"] = "" if self.schema == "logstash-v0" else record.msg.get("message", "")
         else:
             attributes["msg"] = self.message(record)
         result = _LAYOUTS[self.schema](attributes, self.source_host)
+        if self.schema == "otel":
+            result.update(_trace_context())
         return self._with_extra(result) if self.extra else result
 
     def message(self, record: logging.LogRecord) -> str:
@@ -381,6 +392,20 @@ class JSONFormatter(logging.Formatter):
         if self.schema == "logstash-v0":
             merged["@fields"] = {**self.extra.get("@fields", {}), **result["@fields"]}
         return merged
+
+
+def _trace_context() -> dict[str, Any]:
+    """The current span, if the app has imported OpenTelemetry's API and there is one."""
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return {}
+    try:
+        span = trace.get_current_span().get_span_context()
+        if not span.is_valid:
+            return {}
+        return {"TraceId": f"{span.trace_id:032x}", "SpanId": f"{span.span_id:016x}", "TraceFlags": int(span.trace_flags)}
+    except Exception:  # half imported, or of another version
+        return {}
 
 
 class LogstashFormatter(JSONFormatter):
