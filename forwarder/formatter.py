@@ -350,7 +350,7 @@ class JSONFormatter(logging.Formatter):
             fmt = None
             if schema and schema.lstrip().startswith("{"):
                 schema, fmt = None, schema
-        fixed = {} if extra is None or isinstance(extra, str) else dict(extra)
+        fixed = {} if extra is None or isinstance(extra, str) else _looked_up(extra)
         options: dict[str, Any] = dict(json.loads(fmt) if isinstance(fmt, str) else fmt or {})
         unknown = sorted(set(options) - {"schema", "extra", "source_host"})
         if unknown:
@@ -392,6 +392,15 @@ class JSONFormatter(logging.Formatter):
         if self.schema == "logstash-v0":
             merged["@fields"] = {**self.extra.get("@fields", {}), **result["@fields"]}
         return merged
+
+
+def _looked_up(value: Any) -> Any:
+    """A copy of what `dictConfig` passes: it resolves `cfg://` and `ext://` in a value when that is looked up, and not before."""
+    if isinstance(value, Mapping):
+        return {key: _looked_up(value[key]) for key in value}
+    if isinstance(value, list):
+        return [_looked_up(value[place]) for place in range(len(value))]
+    return value
 
 
 def _trace_context() -> dict[str, Any]:
