@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import AppFactory
+from tests.harness.agent import Agent
 from tests.harness.apps import finish
 from tests.harness.kafka import Kafka
 from tests.harness.oracle import judge
@@ -60,12 +61,13 @@ def test_records_of_before_and_after_a_fork_arrive_from_parent_child_and_grandch
 
 
 MULTIPROCESSING = (
-    LOGGING
+    LOGGING.replace("close_timeout=20", "close_timeout=20, backlog='2MiB'")
     + """
 import multiprocessing
 
 def work(number):
-    write(f"worker-{number}", 0, 2000, "x" * 1000)  # more than a socket takes; the process ends at once afterwards
+    write(f"worker-{number}", 0, 1000, "x" * 1000)  # more than may be under way, less than the ring holds
+    os.write(1, b"logged\n")
 
 if __name__ == "__main__":
     context = multiprocessing.get_context(sys.argv[1])
@@ -80,12 +82,17 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_a_process_of_multiprocessing_that_ends_at_once_loses_nothing(
-    method: str, kafka: Kafka, topic: str, env: dict[str, str], app: AppFactory
+def test_a_process_of_multiprocessing_that_ends_at_once_loses_nothing_that_has_to_wait(
+    method: str, kafka: Kafka, topic: str, running: Agent, env: dict[str, str], app: AppFactory
 ) -> None:
-    assert finish(app(MULTIPROCESSING, method, env=env)) == ""
-    expected = {"parent": 200, **{f"worker-{n}": 2000 for n in range(3)}}
-    judge(kafka.values(topic, expected=6200), expected).assert_exact()
+    running.freeze()
+    logging = app(MULTIPROCESSING, method, env=env)
+    assert logging.stdout is not None
+    assert [logging.stdout.readline() for _ in range(3)] == ["logged\n"] * 3
+    running.thaw()
+    assert finish(logging) == ""
+    expected = {"parent": 200, **{f"worker-{n}": 1000 for n in range(3)}}
+    judge(kafka.values(topic, expected=3200), expected).assert_exact()
 
 
 FUTURES = (
