@@ -67,7 +67,7 @@ import multiprocessing
 
 def work(number):
     write(f"worker-{number}", 0, 1000, "x" * 1000)  # more than may be under way, less than the ring holds
-    os.write(1, b"logged\n")
+    os.write(1, b"logged\\n")
 
 if __name__ == "__main__":
     context = multiprocessing.get_context(sys.argv[1])
