@@ -156,12 +156,14 @@ class SocketHandler(logging.handlers.SocketHandler):
                 return
         try:
             _nesting.depth = depth + 1
+            keep = isinstance(record.levelno, int) and record.levelno >= self.keep_level
             try:
                 line = self.makePickle(record)
             except Exception as error:
-                self.send(self._marked(record, rescue(self._layout, record, error)))
+                line = rescue(self._layout, record, error)
+                self.send(Kept(line) if keep else line)
                 raise
-            self.send(self._marked(record, line))
+            self.send(Kept(line) if keep else line)
         except Exception:
             self.handleError(record)
         finally:
@@ -170,10 +172,6 @@ class SocketHandler(logging.handlers.SocketHandler):
     def makePickle(self, record: logging.LogRecord) -> bytes:
         """The record as it travels: one line."""
         return one_line(self._layout, record, self.format(record), self.formatter)
-
-    def _marked(self, record: logging.LogRecord, line: bytes) -> bytes:
-        level = record.levelno
-        return Kept(line) if line and isinstance(level, int) and level >= self.keep_level else line
 
     def send(self, s: bytes) -> None:  # type: ignore[override]  # the base class's Buffer has no name before Python 3.12
         """Put one line into the ring and send what the socket takes at once."""
@@ -221,10 +219,10 @@ class SocketHandler(logging.handlers.SocketHandler):
 
     def _pump(self, final: bool = False) -> None:
         """Get as much of the ring to the agent as can be now; `final` for all of it, looking for all acknowledgements."""
-        for _ in range(2):  # again for what another thread left meanwhile, and then leave it to the next one or the helper
-            if not self._turns.take(self._turn, final) or not self._inbox:
-                break
-        self._see_to_helper()
+        if self._turns.take(self._turn, final) and self._inbox:
+            self._turns.take(self._turn, final)  # what another thread left meanwhile; then it is for the next one, or the helper
+        if self._helper is None:
+            self._see_to_helper()
 
     def _recover(self) -> None:
         """After an exception from outside, in the middle: nobody knows what has been sent."""
@@ -242,28 +240,31 @@ class SocketHandler(logging.handlers.SocketHandler):
             if self._skipped % self._retry_full_every:
                 ring.make_room()
                 return
-        for _ in range(2):  # once more when a connection that worked is gone
+        if self._exchange(final):
+            self._exchange(final)
+        if ring.size > ring.limit:
+            ring.make_room()
+
+    def _exchange(self, final: bool) -> bool:
+        """Send and receive what can be; whether to do it again, on a new connection."""
+        session = self._session
+        if self.sock is None:
+            self.createSocket()
             if self.sock is None:
-                self.createSocket()
-                if self.sock is None:
-                    break
+                return False
+        try:
+            session.exchange(self.sock, session.ring.limit + BATCH if final else TURN, final)
+        except OSError:
             worked = session.heard
-            try:
-                if final or session.should_read:
-                    session.receive(self.sock)
-                    worked = session.heard
-                session.transmit(self.sock, ring.limit + BATCH if final else TURN)
-            except OSError:
-                self._drop_connection()
-                self._put_off()
-                if not worked:
-                    break
+            self._drop_connection()
+            self._put_off()
+            if worked:
                 self._retry_at = None
-            else:
-                if not session.should_report(final):
-                    break
-                self._drop_connection()
-        ring.make_room()
+            return worked
+        if session.told == session.ring.dropped or not session.should_report(final):
+            return False
+        self._drop_connection()
+        return True
 
     # Connecting
 
@@ -389,9 +390,8 @@ def parse_size(value: str | int) -> int:
 
 def parse_level(value: str | int) -> int:
     """The number of a level or its name. Raises ValueError."""
-    level = logging.getLevelName(value.strip().upper()) if isinstance(value, str) else value
-    if isinstance(level, str) and isinstance(value, str):
-        level = logging.getLevelName(value)
-    if not isinstance(level, int):
+    known = (logging.getLevelName(name) for name in (value, str(value).upper()))
+    level = value if isinstance(value, int) else next((level for level in known if isinstance(level, int)), None)
+    if level is None:
         raise ValueError(f"keep_level is {value!r}; it must be a level, like WARNING or 30")
     return level

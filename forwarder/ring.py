@@ -69,19 +69,19 @@ class Ring:
         again, fresh, kept, sent = self._again, self._fresh, self._kept, self._sent
         resending = bool(again)
         batch: list[bytes] = []
-        taken = 0
+        taken, room = 0, self.limit // 2 - self.under_way
         while queue := again if resending else kept if kept and (not fresh or kept[0] < fresh[0]) else fresh:
             length = len(queue[0][1])
             if batch and taken + length > size:
                 break
-            if sent and not resending and self.under_way + length > self.limit // 2:
+            if sent and not resending and taken + length > room:
                 self.held_back = True
                 break
             taken += length
-            self.under_way += length
             batch.append(queue[0][1])
             sent.append(queue[0])
             queue.popleft()
+        self.under_way += taken
         return b"".join(batch)
 
     def acknowledge(self, number: int) -> None:

@@ -43,7 +43,8 @@ class Session:
         """Whether the agent has acknowledged anything on this connection."""
         self._acks = b""
         self._read_at = READ_EVERY
-        self._told = 0
+        self.told = 0
+        """Drops that this connection's greeting has told of."""
         self._report_at = 0.0
         self.ring.rewind()
 
@@ -51,21 +52,22 @@ class Session:
         """There is a new connection: the greeting is what it gets first."""
         ring = self.ring
         ring.rewind()
-        self._told = ring.dropped
+        self.told = ring.dropped
         self._report_at = time.monotonic() + REPORT_EVERY
-        greeting = {"forwarder": 1, **self._greeting, "session": ring.session, "first": ring.first, "dropped": self._told}
+        greeting = {"forwarder": 1, **self._greeting, "session": ring.session, "first": ring.first, "dropped": self.told}
         self.rest = json.dumps(greeting).encode() + b"\n"
 
     @property
     def waiting(self) -> bool:
         return bool(self.rest or self.ring or self.ring.dropped > self.reported)
 
-    @property
-    def should_read(self) -> bool:
-        return self.full or self.ring.unacknowledged >= self._read_at
+    def exchange(self, sock: socket.socket, most: int, final: bool) -> None:
+        """Read if it is time to, or `final`; send until nothing waits, the socket takes no more or `most` bytes are sent.
 
-    def transmit(self, sock: socket.socket, most: int) -> None:
-        """Send until nothing waits, the socket takes no more or `most` bytes are sent. Raises OSError when it is gone."""
+        Raises OSError when the connection is gone, or makes no sense.
+        """
+        if final or self.full or self.ring.unacknowledged >= self._read_at:
+            self._receive(sock)
         take, data = self.ring.take, self.rest
         try:
             while most > 0 and (data or (data := take(BATCH))):
@@ -77,8 +79,7 @@ class Session:
             self.full = True
         self.rest = data
 
-    def receive(self, sock: socket.socket) -> None:
-        """Read the acknowledgements there are. Raises OSError when the connection is gone, or makes no sense."""
+    def _receive(self, sock: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
             data = sock.recv(65536)
             if not data:
@@ -92,11 +93,11 @@ class Session:
                 except ValueError as error:
                     raise ConnectionAbortedError(errno.ECONNABORTED, str(error)) from None
                 self.heard = True
-                self.reported = self._told
+                self.reported = self.told
         self._read_at = self.ring.unacknowledged + READ_EVERY
 
     def should_report(self, final: bool) -> bool:
         """Whether to greet again for telling the agent of drops: nothing waits to be sent, and the last time was a while ago."""
-        if self._told == self.ring.dropped or self.full or self.rest or not self.heard:
+        if self.told == self.ring.dropped or self.full or self.rest or not self.heard:
             return False
         return final or time.monotonic() >= self._report_at

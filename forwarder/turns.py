@@ -37,11 +37,11 @@ class Turns:
 
     def __init__(self, recover: Callable[[], None]) -> None:
         self._recover = recover
-        self._at_work: dict[None, tuple[int, object]] = {}
+        self._at_work: dict[None, tuple[int]] = {}
 
     def take(self, work: Callable[..., None], *args: Any) -> bool:
         """Do `work`, unless a thread is at work already; whether it was done."""
-        mine = (_thread.get_ident(), object())
+        mine = (_thread.get_ident(),)  # a new object each time
         before = self._at_work.setdefault(None, mine)
         if before is not mine:
             if before[0] != mine[0] or self._is_at_work(sys._getframe(1)):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ecs_logging
-import logstash_formatter  # type: ignore[import-untyped]
+import logstash_formatter
 import pytest
 from opentelemetry import trace
 

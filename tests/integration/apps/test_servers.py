@@ -73,7 +73,7 @@ def serve(directory: Path, env: dict[str, str]) -> Iterator[Serve]:
             )
         servers.append(server)
         logged: dict[str, list[int]] = defaultdict(list)
-        eventually(lambda: not logged_by(address, logged) and len(logged) > 1, 60, "more than one worker to answer")
+        eventually(lambda: logged_by(address, logged) > 1, 60, "more than one worker to answer")
         clients = [threading.Thread(target=ask, args=(address, logged)) for _ in range(CLIENTS)]
         for client in clients:
             client.start()
@@ -90,8 +90,8 @@ def serve(directory: Path, env: dict[str, str]) -> Iterator[Serve]:
             server.wait()
 
 
-def logged_by(address: str, logged: dict[str, list[int]]) -> None:
-    """Ask once; note what the worker says."""
+def logged_by(address: str, logged: dict[str, list[int]]) -> int:
+    """Ask once, and note what the worker says; how many workers have said something."""
     connection = http.client.HTTPConnection("localhost")
     connection.sock = socket.socket(socket.AF_UNIX)
     try:
@@ -102,6 +102,7 @@ def logged_by(address: str, logged: dict[str, list[int]]) -> None:
         logged[answer["writer"]] += answer["seqs"]
     finally:
         connection.close()
+    return len(logged)
 
 
 def ask(address: str, logged: dict[str, list[int]]) -> None:
