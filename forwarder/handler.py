@@ -48,7 +48,13 @@ LONGEST = {"app": 200, "topic": 249, "key": 1024}
 
 _UNITS = {"": 1, "b": 1, "k": 1000, "kb": 1000, "kib": 1 << 10, "m": 10**6, "mb": 10**6, "mib": 1 << 20}
 _UNITS.update({"g": 10**9, "gb": 10**9, "gib": 1 << 30})
-_nesting = threading.local()
+
+
+class _Nesting(threading.local):
+    depth = 0
+
+
+_nesting = _Nesting()
 
 
 class SocketHandler(logging.handlers.SocketHandler):
@@ -148,7 +154,7 @@ class SocketHandler(logging.handlers.SocketHandler):
         return passed
 
     def emit(self, record: logging.LogRecord) -> None:
-        depth = getattr(_nesting, "depth", 0)
+        depth = _nesting.depth
         if depth >= DEEPEST:
             depth = count_calls(SocketHandler.emit, sys._getframe(1))  # an interrupt may have left it wrong
             if depth >= DEEPEST:
@@ -240,31 +246,26 @@ class SocketHandler(logging.handlers.SocketHandler):
             if self._skipped % self._retry_full_every:
                 ring.make_room()
                 return
-        if self._exchange(final):
-            self._exchange(final)
+        for _ in (1, 2):  # once more when a connection that worked is gone, or to tell of drops
+            if self.sock is None:
+                self.createSocket()
+                if self.sock is None:
+                    break
+            try:
+                session.exchange(self.sock, ring.limit + BATCH if final else TURN, final)
+            except OSError:
+                worked = session.heard
+                self._drop_connection()
+                self._put_off()
+                if not worked:
+                    break
+                self._retry_at = None
+            else:
+                if session.told == ring.dropped or not session.should_report(final):
+                    break
+                self._drop_connection()
         if ring.size > ring.limit:
             ring.make_room()
-
-    def _exchange(self, final: bool) -> bool:
-        """Send and receive what can be; whether to do it again, on a new connection."""
-        session = self._session
-        if self.sock is None:
-            self.createSocket()
-            if self.sock is None:
-                return False
-        try:
-            session.exchange(self.sock, session.ring.limit + BATCH if final else TURN, final)
-        except OSError:
-            worked = session.heard
-            self._drop_connection()
-            self._put_off()
-            if worked:
-                self._retry_at = None
-            return worked
-        if session.told == session.ring.dropped or not session.should_report(final):
-            return False
-        self._drop_connection()
-        return True
 
     # Connecting
 

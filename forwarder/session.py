@@ -68,13 +68,13 @@ class Session:
         """
         if final or self.full or self.ring.unacknowledged >= self._read_at:
             self._receive(sock)
-        take, data = self.ring.take, self.rest
+        ring, data = self.ring, self.rest
         try:
-            while most > 0 and (data or (data := take(BATCH))):
+            while most > 0 and (data or (ring.unsent and (data := ring.take(BATCH)))):
                 sent = sock.send(data, _NO_SIGNAL)
                 most -= sent
                 data = data[sent:]
-            self.full = self.ring.held_back
+            self.full = ring.held_back
         except BlockingIOError:
             self.full = True
         self.rest = data

@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "turns": set(),
     "handler": {"formatter", "ring", "session", "turns"},
     "shims": {"formatter", "handler"},
-    "testing": {"handler"},
+    "testing": set(),
     "protocol": set(),
     "pickles": set(),
     "config": set(),

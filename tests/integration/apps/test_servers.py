@@ -135,8 +135,9 @@ def test_uvicorn(kafka: Kafka, topic: str, serve: Serve) -> None:
     assert_all_there(kafka, topic, serve(*command), 2)
 
 
+@pytest.mark.parametrize("threads", [["--threads", "2"], []], ids=["threads", "no threads"])
 @pytest.mark.parametrize("lazy", [[], ["--lazy-apps"]], ids=["forked", "lazy"])
-def test_uwsgi(lazy: list[str], kafka: Kafka, topic: str, serve: Serve) -> None:
-    command = [str(BIN / "uwsgi"), "--http-socket", "{socket}", "--master", "--processes", "2", "--threads", "2", "--need-app"]
+def test_uwsgi(lazy: list[str], threads: list[str], kafka: Kafka, topic: str, serve: Serve) -> None:
+    command = [str(BIN / "uwsgi"), "--http-socket", "{socket}", "--master", "--processes", "2", "--need-app", *threads]
     command += ["--home", str(BIN.parent), "--die-on-term", "--module", "shop:wsgi", *lazy]
     assert_all_there(kafka, topic, serve(*command), 2 if lazy else 1)
