@@ -5,7 +5,16 @@ lives in modules of its own that nothing here imports.
 """
 
 from forwarder.formatter import JSONFormatter, LogstashFormatter, LogstashFormatterV1
-from forwarder.handler import KafkaLoggingHandler, SocketHandler
+from forwarder.handler import SocketHandler
+from forwarder.shims import KafkaLoggerHandler, KafkaLoggingHandler
 from forwarder.version import __version__
 
-__all__ = ["JSONFormatter", "KafkaLoggingHandler", "LogstashFormatter", "LogstashFormatterV1", "SocketHandler", "__version__"]
+__all__ = [
+    "JSONFormatter",
+    "KafkaLoggerHandler",
+    "KafkaLoggingHandler",
+    "LogstashFormatter",
+    "LogstashFormatterV1",
+    "SocketHandler",
+    "__version__",
+]

@@ -15,12 +15,11 @@ import math
 import re
 import socket
 import string
+import sys
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
-from datetime import date, datetime
-from datetime import time as time_of_day
 from functools import lru_cache
 from typing import Any
 
@@ -42,7 +41,7 @@ _ECS_OBJECTS = frozenset({"ecs", "error", "host", "labels", "log", "process"})
 
 def plain(value: Any) -> Any:
     """What stands for a value that JSON has no form for."""
-    if isinstance(value, (datetime, date, time_of_day)):
+    if _is_date_or_time(value):
         return value.isoformat()
     if isinstance(value, (set, frozenset, deque)):
         return list(value)
@@ -53,7 +52,13 @@ def plain(value: Any) -> Any:
 
 def as_text(value: Any) -> Any:
     """As `plain`, but as logstash_formatter does it: ISO 8601 for dates and times, `str()` for all else."""
-    return value.isoformat() if isinstance(value, (datetime, date, time_of_day)) else text_of(value)
+    return value.isoformat() if _is_date_or_time(value) else text_of(value)
+
+
+def _is_date_or_time(value: Any) -> bool:
+    """Whoever has such a value has imported `datetime`; importing it here would crash isolated interpreters of CPython 3.12."""
+    datetime = sys.modules.get("datetime")
+    return datetime is not None and isinstance(value, (datetime.date, datetime.time))
 
 
 def text_of(value: Any) -> str:
@@ -211,8 +216,17 @@ def _ecs(attributes: dict[str, Any], host: str) -> dict[str, Any]:
         result["error"] = {"stack_trace": get("stack_info")}
     for name, value in attributes.items():
         if name not in STANDARD:
-            _add_to_ecs(result, name, value)
+            _add_to_ecs(result, *_nested(name, value))
     return result
+
+
+def _nested(name: Any, value: Any) -> tuple[Any, Any]:
+    """ECS's dotted names as the objects they stand for: ("http.request.id", 1) is ("http", {"request": {"id": 1}})."""
+    if isinstance(name, str) and "." in name:
+        name, *deeper = name.split(".")
+        for part in reversed(deeper):
+            value = {part: value}
+    return name, value
 
 
 def _add_to_ecs(result: dict[str, Any], name: str, value: Any) -> None:
@@ -336,7 +350,7 @@ class JSONFormatter(logging.Formatter):
             fmt = None
             if schema and schema.lstrip().startswith("{"):
                 schema, fmt = None, schema
-        fixed = {} if extra is None or isinstance(extra, str) else dict(extra)
+        fixed = {} if extra is None or isinstance(extra, str) else _looked_up(extra)
         options: dict[str, Any] = dict(json.loads(fmt) if isinstance(fmt, str) else fmt or {})
         unknown = sorted(set(options) - {"schema", "extra", "source_host"})
         if unknown:
@@ -357,10 +371,12 @@ class JSONFormatter(logging.Formatter):
             attributes["msg"] = text
         elif isinstance(record.msg, dict):
             attributes.update(record.msg)
-            attributes["msg"] = record.msg.get("message", "")
+            attributes["msg"] = "" if self.schema == "logstash-v0" else record.msg.get("message", "")
         else:
             attributes["msg"] = self.message(record)
         result = _LAYOUTS[self.schema](attributes, self.source_host)
+        if self.schema == "otel":
+            result.update(_trace_context())
         return self._with_extra(result) if self.extra else result
 
     def message(self, record: logging.LogRecord) -> str:
@@ -376,6 +392,29 @@ class JSONFormatter(logging.Formatter):
         if self.schema == "logstash-v0":
             merged["@fields"] = {**self.extra.get("@fields", {}), **result["@fields"]}
         return merged
+
+
+def _looked_up(value: Any) -> Any:
+    """A copy of what `dictConfig` passes: it resolves `cfg://` and `ext://` in a value when that is looked up, and not before."""
+    if isinstance(value, Mapping):
+        return {key: _looked_up(value[key]) for key in value}
+    if isinstance(value, list):
+        return [_looked_up(value[place]) for place in range(len(value))]
+    return value
+
+
+def _trace_context() -> dict[str, Any]:
+    """The current span, if the app has imported OpenTelemetry's API and there is one."""
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return {}
+    try:
+        span = trace.get_current_span().get_span_context()
+        if not span.is_valid:
+            return {}
+        return {"TraceId": f"{span.trace_id:032x}", "SpanId": f"{span.span_id:016x}", "TraceFlags": int(span.trace_flags)}
+    except Exception:  # half imported, or of another version
+        return {}
 
 
 class LogstashFormatter(JSONFormatter):
@@ -449,3 +488,43 @@ def _fill(text: str, fields: Mapping[str, Any]) -> str:
         return _PlainNames().vformat(text, (), fields)
     except Exception:
         return text
+
+
+# Records of any formatter as lines
+
+
+def one_line(layout: JSONFormatter, record: logging.LogRecord, text: str, formatter: logging.Formatter | None) -> bytes:
+    """What `formatter` made of the record as one line: JSON as it is, any other text as the message of a record in `layout`."""
+    if type(formatter) not in _ONE_LINE or "\n" in text:
+        text = _as_json(layout, record, text)
+    return f"{text}\n".encode("utf-8", "replace")
+
+
+def rescue(layout: JSONFormatter, record: logging.LogRecord, error: Exception) -> bytes:
+    """A line for a record that could not be formatted, with what went wrong in `logging_error`; empty if there is no way."""
+    try:
+        text = text_of(record.msg)
+        if record.args:
+            text = f"{text} {repr_of(record.args)}"
+        noted = logging.makeLogRecord({**record.__dict__, "logging_error": f"{type(error).__name__}: {text_of(error)}"})
+        return f"{dumps(layout.fields(noted, text))}\n".encode("utf-8", "replace")
+    except Exception:
+        return b""
+
+
+_ONE_LINE = (JSONFormatter, LogstashFormatter, LogstashFormatterV1)
+
+
+def _as_json(layout: JSONFormatter, record: logging.LogRecord, text: str) -> str:
+    if text[:1] == "{":
+        try:
+            value = json.loads(text, parse_constant=_no_constant)
+        except (ValueError, RecursionError):
+            pass
+        else:
+            return dumps(value) if "\n" in text or "\r" in text else text
+    return dumps(layout.fields(record, text))
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")

@@ -1,8 +1,9 @@
 """The records of one session that the agent has not acknowledged: bounded in bytes, numbered, each sent until it is safe.
 
 - A record gets its number when it is first taken for sending, so that dropping one that waits never leaves a gap.
-- A record that was taken is not dropped: most likely the agent has it. Half of the bound is what may be under way; the other
-  half always holds the newest records, however long the agent is silent. Only the oldest of those that wait are dropped.
+- A record that was taken is not dropped: most likely the agent has it. Half of the bound is what may be under way; in the other
+  half wait those that were not sent yet, however long the agent is silent. Of them the oldest is dropped, or the newest, as the
+  ring is told; a `Kept` one only when no other waits.
 - `size` is never above `limit` after `make_room`. A record that is larger than all of the ring is dropped at once.
 - An exception from outside (KeyboardInterrupt) may end any of these calls half done. It can leave a record in twice, and a
   count wrong until `recount`; it never loses a record and never gives one the number of another that came before it.
@@ -14,10 +15,15 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from itertools import count
+
+
+class Kept(bytes):
+    """A record to drop only when no other waits."""
 
 
 class Ring:
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, drop: str = "oldest") -> None:
         self.limit = limit
         self.session = os.urandom(16).hex()
         self.first = 0
@@ -28,13 +34,17 @@ class Ring:
         self.dropped = 0
         self.held_back = False
         """Whether the last `take` left records behind because enough is under way."""
-        # A record goes from _fresh to _sent when it is taken, and leaves from there; a `rewind` makes _again of _sent.
-        self._fresh: deque[bytes] = deque()
-        self._again: deque[bytes] = deque()
-        self._sent: deque[bytes] = deque()
+        self._drops_newest = drop == "newest"
+        # A record goes from _fresh or _kept, in the order of their arrival, to _sent when it is taken, and leaves from there; a
+        # `rewind` makes _again of _sent.
+        self._arrivals = count()
+        self._fresh: deque[tuple[int, bytes]] = deque()
+        self._kept: deque[tuple[int, bytes]] = deque()
+        self._again: deque[tuple[int, bytes]] = deque()
+        self._sent: deque[tuple[int, bytes]] = deque()
 
     def __len__(self) -> int:
-        return len(self._sent) + len(self._again) + len(self._fresh)
+        return len(self._sent) + len(self._again) + len(self._fresh) + len(self._kept)
 
     @property
     def unacknowledged(self) -> int:
@@ -43,34 +53,35 @@ class Ring:
 
     @property
     def unsent(self) -> bool:
-        return bool(self._again or self._fresh)
+        return bool(self._again or self._fresh or self._kept)
 
     def put(self, record: bytes) -> None:
         """Add a record; an empty one stands for one that was lost before it got here."""
         if record and len(record) <= self.limit:
             self.size += len(record)
-            self._fresh.append(record)
+            (self._kept if type(record) is Kept else self._fresh).append((next(self._arrivals), record))
         else:
             self.dropped += 1
 
     def take(self, size: int) -> bytes:
         """The next records to send in one piece, `size` bytes or a single record; empty if there are none for now."""
         self.held_back = False
-        queue, sent = self._again or self._fresh, self._sent
+        again, fresh, kept, sent = self._again, self._fresh, self._kept, self._sent
+        resending = bool(again)
         batch: list[bytes] = []
-        taken = 0
-        while queue:
-            length = len(queue[0])
+        taken, room = 0, self.limit // 2 - self.under_way
+        while queue := again if resending else kept if kept and (not fresh or kept[0] < fresh[0]) else fresh:
+            length = len(queue[0][1])
             if batch and taken + length > size:
                 break
-            if sent and queue is self._fresh and self.under_way + length > self.limit // 2:
+            if sent and not resending and taken + length > room:
                 self.held_back = True
                 break
             taken += length
-            self.under_way += length
-            batch.append(queue[0])
+            batch.append(queue[0][1])
             sent.append(queue[0])
             queue.popleft()
+        self.under_way += taken
         return b"".join(batch)
 
     def acknowledge(self, number: int) -> None:
@@ -80,7 +91,7 @@ class Ring:
         sent = self._sent
         while self.first < number and sent:
             self.first += 1  # in this order: an interruption then repeats a record instead of losing one
-            length = len(sent.popleft())
+            length = len(sent.popleft()[1])
             self.size -= length
             self.under_way -= length
 
@@ -92,12 +103,17 @@ class Ring:
         self.under_way = 0
 
     def make_room(self) -> None:
-        """Drop the oldest records that wait until the ring is within its limit."""
-        while self.size > self.limit and self._fresh:
-            self.size -= len(self._fresh.popleft())
+        """Drop records that wait until the ring is within its limit."""
+        while self.size > self.limit and (queue := self._fresh or self._kept):
+            _, record = queue.pop() if self._drops_newest else queue.popleft()
+            self.size -= len(record)
             self.dropped += 1
 
     def recount(self) -> None:
         """Set the sizes right after an exception from outside."""
-        self.under_way = sum(map(len, self._sent))
-        self.size = self.under_way + sum(map(len, self._again)) + sum(map(len, self._fresh))
+        self.under_way = _bytes_in(self._sent)
+        self.size = sum(map(_bytes_in, (self._sent, self._again, self._fresh, self._kept)))
+
+
+def _bytes_in(queue: deque[tuple[int, bytes]]) -> int:
+    return sum(len(record) for _, record in queue)

@@ -158,6 +158,7 @@ def test_lines_of_files_survive_twenty_rotations_and_ten_kills_of_the_agent(
     verdict.assert_none_lost()
 
 
+@pytest.mark.alone
 def test_two_minutes_without_kafka_cost_no_record_no_memory_and_no_time(
     directory: Path, agent: AgentFactory, app: AppFactory
 ) -> None:

@@ -170,6 +170,7 @@ def test_records_from_sockets_and_files_arrive_once_and_in_order(kafka: Kafka, a
     assert not logged(running, "ERROR|Traceback")
 
 
+@pytest.mark.alone
 def test_a_quiet_system_delivers_within_a_tenth_of_a_second_as_a_rule(kafka: Kafka, agent: AgentFactory) -> None:
     topic = one_partition(kafka)
     running = agent(settings(kafka, topic))
@@ -181,7 +182,7 @@ def test_a_quiet_system_delivers_within_a_tenth_of_a_second_as_a_rule(kafka: Kaf
         eventually(lambda count=turn: delivered(running, topic) > count, what="the record")  # type: ignore[misc]
     # As the agent counts it, from receipt to the end of the commit; the machine may be busy with something else.
     within = running.metric("forwarder_delivery_seconds_bucket", le="0.1")
-    assert within >= 20, f"{within:g} of 30 records took less than 0.1 s"
+    assert within >= 27, f"{within:g} of 30 records took less than 0.1 s"
 
 
 def test_records_with_keys_and_topics_of_their_own_arrive_once(kafka: Kafka, agent: AgentFactory) -> None:

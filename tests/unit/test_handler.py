@@ -8,7 +8,6 @@ import logging.config
 import math
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -26,9 +25,12 @@ import pytest
 
 import forwarder.handler
 import forwarder.ring
+import forwarder.session
+import forwarder.turns
 from forwarder import JSONFormatter, KafkaLoggingHandler, LogstashFormatterV1, SocketHandler
-from forwarder.handler import parse_size
-from forwarder.ring import Ring
+from forwarder.handler import parse_level, parse_size
+from forwarder.ring import Kept, Ring
+from tests.harness.pythons import PYTHONS
 from tests.unit.fake_agent import PATIENCE, FakeAgent
 
 ROOT = Path(__file__).parents[2]
@@ -207,10 +209,10 @@ def test_acknowledgements_may_arrive_in_pieces(path: Path, agent: FakeAgent, log
         log.info("1")
         agent.until_records(2)
         agent.set(acknowledges=True, answer=b"\0\0\0")
-        agent.until(lambda: handler._acks == b"\0\0\0")
+        agent.until(lambda: handler._session._acks == b"\0\0\0")
         agent.set(answer=b"\0\0\0\0\2")
         handler.flush()
-        assert handler._ring.first == 2
+        assert handler._session.ring.first == 2
 
 
 # The ring
@@ -220,7 +222,7 @@ def test_the_ring_is_bounded_keeps_the_newest_and_tells_the_agent_what_it_droppe
     log = logger_of(small)
     for number in range(3000):
         log.info("%d", number)
-        assert small._ring.size <= small.backlog
+        assert small._session.ring.size <= small.backlog
     kept = 3000 - small.dropped
     assert 100 < kept < 1000
     with agent:
@@ -236,7 +238,7 @@ def test_an_agent_that_reads_and_never_acknowledges_does_not_make_the_ring_grow(
     with agent:
         for number in range(3000):
             log.info("%d", number)
-            assert small._ring.size <= small.backlog
+            assert small._session.ring.size <= small.backlog
         agent.until_records(100)
         assert small.dropped > 1000
         agent.set(acknowledges=True)
@@ -310,6 +312,49 @@ def test_a_ring_numbers_records_when_they_are_taken_and_drops_only_those_that_wa
     assert ring.take(1000) == b"g" * 20 + b"h" * 20
     ring.acknowledge(5)
     assert (ring.size, ring.under_way, len(ring), ring.first) == (0, 0, 0, 5)
+
+
+@pytest.mark.parametrize(("drop", "kept_numbers"), [("oldest", range(2600, 3000)), ("newest", range(400))])
+def test_the_oldest_or_the_newest_are_dropped_as_the_app_has_chosen(
+    drop: str, kept_numbers: range, agent: FakeAgent, path: Path
+) -> None:
+    handler = SocketHandler(str(path), backlog="256KiB", close_timeout=PATIENCE, drop=drop)
+    log = logger_of(handler)
+    for number in range(3000):
+        log.info("%d", number)
+    with agent:
+        handler.close()
+        found = numbers(agent)
+    assert found == sorted(found)
+    assert set(kept_numbers) < set(found)
+    assert len(found) + handler.dropped == 3000
+
+
+@pytest.mark.parametrize("drop", ["oldest", "newest"])
+def test_records_at_or_above_keep_level_are_dropped_last_and_keep_their_place(drop: str, agent: FakeAgent, path: Path) -> None:
+    handler = SocketHandler(str(path), backlog="256KiB", close_timeout=PATIENCE, drop=drop, keep_level="ERROR")
+    log = logger_of(handler)
+    for number in range(3000):
+        log.log(logging.ERROR if number % 30 == 0 else logging.WARNING, "%d", number)
+    with agent:
+        handler.close()
+        found = numbers(agent)
+    assert set(range(0, 3000, 30)) < set(found)
+    assert found == sorted(found)
+    assert len(found) + handler.dropped == 3000 > len(found)
+
+
+@pytest.mark.parametrize(("drop", "first"), [("oldest", 1), ("newest", 0)])
+def test_a_ring_of_records_to_keep_is_bounded_too(drop: str, first: int) -> None:
+    ring = Ring(100, drop)
+    for number in range(6):
+        ring.put(Kept([48 + number] * 20))
+    ring.put(b"x" * 20)
+    ring.make_room()
+    assert (ring.size, ring.dropped, len(ring)) == (100, 2, 5)
+    assert ring.take(20) == b"%d" % first * 20
+    ring.recount()
+    assert (ring.size, ring.under_way) == (100, 20)
 
 
 # Errors
@@ -494,7 +539,7 @@ def test_no_kind_of_missing_agent_is_an_error_to_the_app(wrong: str, path: Path,
     handler.flush()
     handler.close()
     listening.close()
-    assert len(handler._ring) == 100
+    assert len(handler._session.ring) == 100
     assert capsys.readouterr().err == ""
 
 
@@ -518,7 +563,7 @@ where: list[Any] = []
 
 def run_with_interrupt(emit: Callable[[], None], at: int) -> int:
     """Call `emit` with KeyboardInterrupt raised before the instruction number `at` within our modules; how many ran."""
-    files = {forwarder.handler.__file__, forwarder.ring.__file__}
+    files = {module.__file__ for module in (forwarder.handler, forwarder.ring, forwarder.session, forwarder.turns)}
     steps = 0
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
@@ -557,7 +602,7 @@ def test_an_interrupt_at_any_instruction_loses_no_other_record(state: str, agent
         log.info("%d before", at)
         agent.until_records(seen + 1)
         if state == "acknowledged":
-            handler._read_at = 0
+            handler._session._read_at = 0
         elif state != "connected":
             assert handler.sock is not None
             handler.sock.shutdown(socket.SHUT_RDWR)
@@ -573,7 +618,7 @@ def test_an_interrupt_at_any_instruction_loses_no_other_record(state: str, agent
         assert found[f"{at} after"], (state, at, where)
         assert found[f"{at} before"], (state, at, where)
         assert agent.gaps == []
-        assert len(handler._ring) == 0, (state, at, where)
+        assert len(handler._session.ring) == 0, (state, at, where)
         handler.close()
         at += EVERY
     assert steps > 100
@@ -742,6 +787,8 @@ def test_the_environment_gives_defaults(path: Path, monkeypatch: pytest.MonkeyPa
         {"backlog": "-1"},
         {"backlog": "8 parsecs"},
         {"schema": "xml"},
+        {"drop": "all"},
+        {"keep_level": "LOUD"},
     ],
     ids=str,
 )
@@ -762,6 +809,13 @@ def test_a_size_is_a_number_of_bytes_or_has_a_unit() -> None:
         1 << 30,
         1000,
     ]
+
+
+def test_a_level_is_a_number_or_a_name() -> None:
+    logging.addLevelName(25, "Notice")
+    assert [parse_level(value) for value in (30, "WARNING", "error", "Notice")] == [30, 30, 40, 25]
+    with pytest.raises(ValueError, match="keep_level is 'LOUD'"):
+        parse_level("LOUD")
 
 
 def test_file_config_and_dict_config_build_the_handlers(agent: FakeAgent, path: Path, tmp_path: Path) -> None:
@@ -805,7 +859,7 @@ else:
         "root": {{"level": "INFO", "handlers": ["ours"]}},
     }})
 logging.getLogger("a").info("paid %d", 3)
-logging.getLogger("kafka.client").info("left out by one")
+logging.getLogger("kafka.client").info("of a child")
 logging.getLogger("kafka").info("left out by one")
 """
     with agent:
@@ -813,8 +867,9 @@ logging.getLogger("kafka").info("left out by one")
         lines = [strict(line) for line in agent.records]
         assert sorted(line["message"] for line in lines) == [
             "INFO left out by one",
-            "INFO left out by one",
+            "INFO of a child",
             "INFO paid 3",
+            "of a child",
             "paid 3",
         ]
         assert {line.get("env") for line in lines} == {None, "test"}
@@ -822,7 +877,7 @@ logging.getLogger("kafka").info("left out by one")
         assert by_topic["orders"]["key"] == "k"
         assert by_topic[None]["app"] == "from-file"
         run(script, "dict")
-        assert [strict(line)["service"] for line in agent.records[4:]] == [{"name": "s"}] * 3
+        assert [strict(line)["service"] for line in agent.records[5:]] == [{"name": "s"}] * 3
 
 
 def test_a_plain_formatters_text_becomes_the_message_of_one_line(
@@ -1043,25 +1098,6 @@ def test_what_waits_still_leaves_after_a_fork_without_another_record(agent: Fake
 
 # Every Python there is, with nothing installed
 
-
-def pythons() -> list[tuple[str, str]]:
-    """Version and path of the Pythons from 3.8 on that can be found on this machine."""
-    roots = [Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"]
-    found = []
-    for minor in range(8, 16):
-        name = f"python3.{minor}"
-        candidates = [os.environ.get(f"PYTHON3_{minor}"), shutil.which(name)]
-        candidates += [str(path) for root in roots for path in sorted(root.glob(f"3.{minor}.*/bin/{name}"))]
-        for candidate in filter(None, candidates):
-            check = [candidate, "-S", "-I", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
-            answer = subprocess.run(check, capture_output=True, text=True, check=False)
-            if answer.stdout.strip() == f"3.{minor}":
-                found.append((f"3.{minor}", candidate))
-                break
-    return found
-
-
-PYTHONS = pythons()
 
 ESSENCE = """
 import sys

@@ -210,6 +210,7 @@ def no_inotify_instance_left() -> Iterator[None]:
             os.close(fd)
 
 
+@pytest.mark.alone
 def test_without_inotify_everything_is_polled_with_one_warning(story: Story) -> None:
     with no_inotify_instance_left():
         story.start("**/*.log")
