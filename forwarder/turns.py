@@ -84,7 +84,9 @@ class Helper:
         self._ended.acquire()
 
     def start(self, pause: float) -> None:
-        """Raises RuntimeError where no thread is to be had."""
+        """Raises RuntimeError where no thread is to be had, or may be."""
+        if _is_uwsgi_master():
+            raise RuntimeError("uWSGI's master forks without telling Python")
         _thread.start_new_thread(self._run, (pause,))
 
     def stop(self) -> None:
@@ -101,6 +103,12 @@ class Helper:
         finally:
             self._at_end(self)
             self._ended.release()
+
+
+def _is_uwsgi_master() -> bool:
+    """Its workers are forked from C: a thread that has the interpreter's lock at that moment would leave it locked in them."""
+    uwsgi = sys.modules.get("uwsgi")
+    return uwsgi is not None and not uwsgi.worker_id() and not uwsgi.mule_id()
 
 
 def count_calls(function: Callable[..., Any], frame: FrameType | None, of: object = None) -> int:

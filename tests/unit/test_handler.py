@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -1094,6 +1094,18 @@ def test_what_waits_still_leaves_after_a_fork_without_another_record(agent: Fake
     with agent:
         agent.until_records(6)
         assert child.communicate(b"")[1] == b""
+
+
+def test_there_is_no_helper_in_the_master_of_uwsgi_and_one_in_its_workers(
+    handler: SocketHandler, log: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = 0
+    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(worker_id=lambda: worker, mule_id=lambda: 0))
+    log.info("in the master")
+    assert handler._helper is None
+    worker = 1
+    log.info("in a worker")
+    assert handler._helper is not None
 
 
 # Every Python there is, with nothing installed

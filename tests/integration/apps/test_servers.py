@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -70,6 +71,7 @@ def serve(directory: Path, env: dict[str, str]) -> Iterator[Serve]:
                 env=environment({**env, "PYTHONPATH": os.pathsep.join([str(directory), environment()["PYTHONPATH"]])}),
                 stdout=log,
                 stderr=log,
+                start_new_session=True,
             )
         servers.append(server)
         logged: dict[str, list[int]] = defaultdict(list)
@@ -85,9 +87,9 @@ def serve(directory: Path, env: dict[str, str]) -> Iterator[Serve]:
 
     yield run
     for server in servers:
-        if server.poll() is None:
-            server.kill()
-            server.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)  # its workers too
+        server.wait()
 
 
 def logged_by(address: str, logged: dict[str, list[int]]) -> int:
