@@ -103,7 +103,7 @@ class Agent:
                 forget=self.shipper.forget,
                 renew=self.shipper.renew,
                 clock=time.time,
-                since=None if positions.fresh else self._last_alive(),
+                since=None if positions.fresh and not (self._state / "alive").exists() else self._last_alive(),
                 scratch=self._state,
             )
             server = http.Server(self._pages)
@@ -220,7 +220,9 @@ class Agent:
             self._notifier.send(WATCHDOG=1)
 
     def _note_alive(self) -> None:
-        """Until now whatever appeared was seen: the next start looks for what came and went since."""
+        """Until now whatever appeared was seen, and is on disk: the next start looks for what came and went since."""
+        if not (self.state_writable and self.tails.sees_everything):
+            return
         now = int(time.time() * 1e9)
         with contextlib.suppress(OSError):
             (self._state / "alive").touch(mode=0o600)

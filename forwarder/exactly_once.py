@@ -209,8 +209,7 @@ class ExactlyOnceShipper(Shipper):
             try:
                 await self._save_some(moved, functools.partial(self._positions.prepare, marks, rows, gone))
             except BaseException:
-                self._gone |= gone
-                self._moved.update((lane, None) for lane in moved if self._lanes.get(lane.source.name) is lane)
+                self._not_saved(moved, gone)
                 raise
 
     def _write(self, gone: set[str], last: bool, rows: list[Saved]) -> None:

@@ -24,7 +24,7 @@ import logging
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -640,18 +640,29 @@ class Shipper:
             self.unsaved.clear()
             moved, self._moved = list(self._moved), {}
             gone, self._gone = self._gone, set()
-            try:
-                while moved or gone:
-                    some = moved[:SAVED_AT_ONCE]
-                    # The rows of those that are gone go last: others may have to know of them.
-                    last = len(some) == len(moved)
+            failed: OSError | None = None
+            while moved or gone:
+                some, moved = moved[:SAVED_AT_ONCE], moved[SAVED_AT_ONCE:]
+                # The rows of those that are gone go last: others may have to know of them.
+                last = not moved and failed is None
+                try:
                     await self._save_some(some, functools.partial(self._write, gone if last else set(), last))
-                    moved = moved[SAVED_AT_ONCE:]
-                    gone = gone if moved else set()
-            except BaseException:  # it may also have been cancelled
-                self._gone |= gone
-                self._moved.update((lane, None) for lane in moved if self._lanes.get(lane.source.name) is lane)
-                raise
+                except OSError as error:
+                    failed = error  # the others are to be tried all the same: none is read before
+                    self._not_saved(some, set())
+                except BaseException:  # it was cancelled
+                    self._not_saved([*some, *moved], gone)
+                    raise
+                if not moved:
+                    break
+            if failed is not None:
+                self._not_saved([], gone)
+                raise failed
+
+    def _not_saved(self, lanes: Iterable[Lane], gone: set[str]) -> None:
+        """They are to be written, and removed, the next time, unless that has changed meanwhile."""
+        self._gone |= {name for name in gone if name not in self._lanes}
+        self._moved.update((lane, None) for lane in lanes if self._lanes.get(lane.source.name) is lane)
 
     def _write(self, gone: set[str], last: bool, rows: list[Saved]) -> None:
         """Runs in a thread; after the `last` there is nothing that moved and is not written."""

@@ -46,6 +46,7 @@ GONE_SECONDS, DELETED_SECONDS = 3600.0, 5.0
 LET_GO_SECONDS = 1.0
 WALK_SHARE = 0.02
 """So much of the time is for walks at most, as long as nobody asks for one."""
+LONGEST_WALK = 2.0
 LINES_KEPT = 1000
 
 
@@ -86,6 +87,7 @@ class Tails:
         self._unheard = False
         """The kernel does not hear of everything that happens in the directories."""
         self._walk_due = asyncio.Event()
+        self._walk_began: float | None = None
         self._inotify: Inotify[TailedFile | None] | None = None
         if tails:
             try:
@@ -128,6 +130,7 @@ class Tails:
         """Take up what the last run left, and what is there."""
         Resume(self._register, self._claims, self._archives, self._copies, self._arrivals).take_up(self._saved)
         self._saved.clear()
+        self._register.beside_directory.cache_clear()  # that may have taken a while
         found = _walk_all(self._tails)
         self._take(found, [])
         for _, there in found:
@@ -185,6 +188,12 @@ class Tails:
     def _all(self) -> set[TailedFile]:
         return {*self._register.files.values(), *self._register.ended}
 
+    @property
+    def sees_everything(self) -> bool:
+        """Whether nothing can have come and gone of which a next start would not know."""
+        walks = self._walk_began is None or self._loop.time() - self._walk_began < LONGEST_WALK
+        return walks and not self._archives.any_awaited
+
     def statistics(self) -> dict[str, int]:
         """Numbers for the status."""
         return {
@@ -209,11 +218,12 @@ class Tails:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._walk_due.wait(), pause)
             self._walk_due.clear()
-            began = self._loop.time()
+            began = self._walk_began = self._loop.time()
             # Only what was truncated before the walk: of that a copy, if there is one, will be found.
             rewritten = [file for file in self._register.files.values() if file.rewritten]
             self._take(await self._loop.run_in_executor(None, _walk_all, self._tails), rewritten)
             self._register.beside_directory.cache_clear()
+            self._walk_began = None
             cost = self._loop.time() - began
             # However often something changes, nine tenths of the time are for other things.
             await asyncio.sleep(max(SHORTEST_WALK_GAP, 9 * cost))
@@ -285,7 +295,7 @@ class Tails:
         now = self._register.files.get(key)
         if now is not None and now.finished and not now.rewritten:
             # It was given up a moment ago, and has come back.
-            self._retire(now)
+            self._register.retire(now)
             now = None
         if now is not None and now.astray and not self._is_moved(now, path):
             self._register.end_lost(now)
@@ -335,6 +345,7 @@ class Tails:
         over = [path for path, file in register.at.items() if path not in seen and file.finished]
         for path in over[: max(len(over) - RETIRED_KEPT, 0)]:
             del register.at[path]
+            register.floors.pop(path, None)
 
     def _ignored(self, tail: config.Tail, status: os.stat_result) -> bool:
         return tail.ignore_older is not None and self._clock() - status.st_mtime > tail.ignore_older
@@ -355,13 +366,11 @@ class Tails:
         while True:
             await asyncio.sleep(LET_GO_SECONDS)
             now = self._loop.time()
-            retired: set[str] = set()
             self._astray = {file: since for file, since in self._astray.items() if file.astray and not file.finished}
             for file, since in list(register.gone.items()):
                 self._growth.see(file)  # nobody tells of its deletion
                 if file.finished and not file.rewritten and not self._archives.are_awaited(file.origin):
-                    self._retire(file)
-                    retired.add(file.origin)
+                    register.retire(file)
                 elif file.astray:
                     self._walk_due.set()
                     if now - self._astray.setdefault(file, now) > DELETED_SECONDS:
@@ -375,18 +384,11 @@ class Tails:
             for file in register.ended:
                 if not file.finished:
                     register.shared.wake(file)  # a part that could not be read is tried again
-            if retired:
-                # Those of the same origin that are left keep its floor, wherever they stand.
-                for file in [file for file in register.files.values() if file.origin in retired]:
-                    register.renew(file)
             self.settle()
 
     def settle(self) -> None:
         """Leave the files that are over."""
-        self._register.settle(self._copies.owes)
-
-    def _retire(self, file: TailedFile) -> None:
-        self._register.retire(file, raise_floor=not self._archives.are_awaited(file.origin))
+        self._register.settle(self._copies.owes, self._archives.are_awaited)
 
     # What files ask for
 

@@ -26,6 +26,8 @@ from forwarder.tail.register import Register
 
 log = logging.getLogger("forwarder.tail")
 
+RETRY_SECONDS = 2.0
+
 
 class Unpacking(msgspec.Struct):
     """Archives beside a path, oldest first, and the positions that may be of files in them.
@@ -39,6 +41,8 @@ class Unpacking(msgspec.Struct):
     floor: int
     waiting: TailedFile | None = None
     """It comes after what is in the archives."""
+    last: TailedFile | None = None
+    """What was unpacked last."""
 
 
 class Archives:
@@ -55,18 +59,25 @@ class Archives:
 
     def may_hold(self, tail: config.Tail, identity: Identity, row: Saved) -> bool:
         """Have the file that was not found sought in the archives, if there are any."""
-        if (identity.until or row.position) < SURE_BYTES or not self._beside(identity.path):
+        if (identity.until or row.position) < SURE_BYTES:
             return False
-        self._await(tail, identity.path).rows.append((identity, row))
+        archives = [*self._beside(identity.path), *self._below(identity.path)]
+        if not archives:
+            return False
+        self._await(tail, identity.path, archives).rows.append((identity, row))
         return True
 
     def look_for_unseen(self, tail: config.Tail, path: str) -> None:
         """Files that stood at `path` for a while unseen may have been compressed since."""
         if any(self._is_unseen(entry, self._register.floors[path]) for entry in self._beside(path)):
-            self._await(tail, path)
+            self._await(tail, path, self._beside(path))
 
     def are_awaited(self, path: str) -> bool:
         return path in self._unpacking
+
+    @property
+    def any_awaited(self) -> bool:
+        return bool(self._unpacking)
 
     def put_before(self, path: str, files: list[TailedFile]) -> list[TailedFile]:
         """Have the first of `files`, which stood at `path`, wait for what is in the archives, if any are awaited."""
@@ -80,22 +91,39 @@ class Archives:
             await self._due.wait()
             self._due.clear()
             for path, unpacking in list(self._unpacking.items()):
-                files: list[TailedFile] = []
-                for entry in unpacking.archives:
-                    file = await self._unpack(path, unpacking, entry)
-                    if file is not None:
-                        files.append(file)
-                        self._register.chain(files[-2:])
-                for identity, row in self._wanted(unpacking):
-                    self._claims.give_up(identity, row)
-                del self._unpacking[path]
-                if files:
-                    self._register.at.setdefault(path, files[-1])
-                later = unpacking.waiting
-                if later is not None:
-                    later.held_back = False
-                    self._register.chain([*files[-1:], later])
-                    self._register.shared.wake(later)
+                try:
+                    await self._unpack_all(path, unpacking)
+                except OSError as error:
+                    what = unpacking.archives[0].path
+                    self._register.report(what, f"{what} cannot be unpacked: {error.strerror}; it is tried again")
+                else:
+                    self._finish(path, unpacking)
+            if self._unpacking:
+                await asyncio.sleep(RETRY_SECONDS)
+                self._due.set()
+
+    async def _unpack_all(self, path: str, unpacking: Unpacking) -> None:
+        """Raises OSError when that may succeed later; what is done is done then."""
+        while unpacking.archives:
+            file = await self._unpack(path, unpacking, unpacking.archives[0])
+            del unpacking.archives[0]
+            if file is not None:
+                if unpacking.last is not None:
+                    self._register.chain([unpacking.last, file])
+                unpacking.last = file
+
+    def _finish(self, path: str, unpacking: Unpacking) -> None:
+        for identity, row in self._wanted(unpacking):
+            self._claims.give_up(identity, row)
+        del self._unpacking[path]
+        later, last = unpacking.waiting, unpacking.last
+        if last is not None:
+            self._register.at.setdefault(path, last)
+        if later is not None:
+            later.held_back = False
+            if last is not None:
+                self._register.chain([last, later])
+            self._register.shared.wake(later)
 
     def close(self) -> None:
         """Have the thread end soon."""
@@ -108,20 +136,28 @@ class Archives:
         # By default archives are excluded, so `exclude` says nothing of them.
         return entry.modified >= floor and self._register.tail_of(entry.path) is None
 
-    def _await(self, tail: config.Tail, path: str) -> Unpacking:
+    def _below(self, path: str) -> list[Entry]:
+        """Where logrotate's `olddir` puts them."""
+        directories = self._register.beside(path).directories
+        return [entry for below in directories for entry in self._register.beside_directory(below).packed_from(path)]
+
+    def _await(self, tail: config.Tail, path: str, archives: list[Entry]) -> Unpacking:
         unpacking = self._unpacking.get(path)
         if unpacking is None:
-            unpacking = self._unpacking[path] = Unpacking(tail, self._beside(path), [], self._register.floors[path])
+            unpacking = self._unpacking[path] = Unpacking(tail, [], [], self._register.floors[path])
             self._due.set()
+        known = {entry.path: entry for entry in (*unpacking.archives, *archives)}
+        unpacking.archives = sorted(known.values(), key=lambda entry: entry.modified)
         return unpacking
 
     def _wanted(self, unpacking: Unpacking) -> list[tuple[Identity, Saved]]:
         return [pair for pair in unpacking.rows if self._claims.waits(pair[1])]
 
     async def _unpack(self, path: str, unpacking: Unpacking, entry: Entry) -> TailedFile | None:
-        """What is wanted of an archive."""
+        """What is wanted of an archive. Raises OSError when it cannot be unpacked now, and is not damaged."""
         rows = self._wanted(unpacking)
-        unseen = self._is_unseen(entry, unpacking.floor)
+        # In a directory below lie only those that are known: others may be of another path with that name.
+        unseen = self._is_unseen(entry, unpacking.floor) and os.path.dirname(entry.path) == os.path.dirname(path)
         if not rows and not unseen:
             return None
         sought = [Sought(identity, identity.until or row.position, row.position) for identity, row in rows]
@@ -130,7 +166,11 @@ class Archives:
         work = functools.partial(unpack, unknown=unseen, stopped=lambda: self._closed)
         try:
             found = await asyncio.get_running_loop().run_in_executor(None, work, entry.path, self.scratch, sought)
+        except FileNotFoundError:
+            return None
         except OSError as error:
+            if error.errno is not None:
+                raise
             log.error("%s may hold lines that were not read, and cannot be read: %s", entry.path, error)
             return None
         if found is None:

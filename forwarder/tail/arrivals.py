@@ -65,7 +65,7 @@ class Arrivals:
         """`since`, in seconds since 1970, is until when the last run saw what there was; None if this is the first."""
         self.starting = True
         self._first = since is None
-        self._since = int((clock() if since is None else since) * 1e9) - CLOCK_GRAIN
+        self._since = int(min(clock(), clock() if since is None else since) * 1e9) - CLOCK_GRAIN
         """Of a path that is not known: since when what stood there is ours, in nanoseconds."""
         self._register = register
         self._claims = claims
@@ -160,7 +160,7 @@ class Arrivals:
         status = os.fstat(fd)
         key = key_of(fd)
         for original in self._originals_of(path):
-            if not original.head.is_like(fd):
+            if not original.is_like(fd):
                 continue
             self._register.growth.verify(original)
             suspect = self._suspects.setdefault(key, Suspect(-1, 0.0, 0))
@@ -206,6 +206,8 @@ class Arrivals:
             self._walk_soon()
             return
         register.files[file.key] = file
+        if old.held_back:
+            self._archives.put_before(old.origin, [file])
         parts = [part for part in register.ended if part.is_part_of(old)]
         copies = (*self.unseen(tail, old.origin), *copies)
         old.release(copies)
@@ -241,10 +243,11 @@ class Arrivals:
     def _unknown(self, tail: config.Tail, path: str) -> list[Entry]:
         """What lies beside `path`, may have stood there since it is ours, and is not followed."""
         register = self._register
+        oldest = 0 if tail.ignore_older is None else int((self._clock() - tail.ignore_older) * 1e9)
         return [
             entry
             for entry in register.beside(path).rotated_from(path)
-            if entry.modified >= register.floors.get(path, 0)
+            if entry.modified >= max(register.floors.get(path, 0), oldest)
             and entry.key not in register.files
             and not is_excluded(entry.path, tail.exclude)
             and register.tail_of(entry.path) in (None, tail)
@@ -295,7 +298,7 @@ class Arrivals:
         if read_to is not None:
             return (read_to if read_to < os.fstat(fd).st_size else None), None
         for file in generations:
-            if file.head.is_like(fd):
+            if file.is_like(fd):
                 self._register.growth.verify(file)
                 if not file.rewritten and file.agrees_with(fd):
                     return None, None

@@ -86,7 +86,8 @@ class Copies:
 
     def pay(self) -> None:
         """Try again to read what is owed."""
-        ended = {file.name: file for file in self._register.ended if file.name in self._owed}
+        there = (*self._register.ended, *self._register.files.values())
+        ended = {file.name: file for file in there if file.name in self._owed} if self._owed else {}
         for name in list(self._owed):
             owed = self._owed.pop(name)
             file = ended.get(name)

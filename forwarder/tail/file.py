@@ -322,7 +322,7 @@ class TailedFile:
             if starts:
                 return self._joined(starts)
             return self._read(SCAN_BYTES) if more else None
-        if self._held is not None and self._over:
+        if self._held is not None and (self._over or self.last):
             return self._released()
         self._searched = seen
         return None
@@ -520,8 +520,13 @@ class TailedFile:
 
     @property
     def holds(self) -> bool:
-        """Whether the last lines that were read are a record that may go on; `end_record` says that it does not."""
+        """Whether the last lines that were read are not sent, as a record that may go on; `end_record` says that it does not."""
         return self._held is not None
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether they are, and `end_record` has not said so."""
+        return self._held is not None and not self._over
 
     @property
     def record_is_whole(self) -> bool:
@@ -540,7 +545,7 @@ class TailedFile:
         with contextlib.suppress(OSError):
             if any(os.pread(copy.fd, len(self._held.body), self._position) == self._held.body for copy in copies):
                 return
-        self.finished = False
+        self.finished = self._left = False
         self._shared.wake(self)
 
     def verify(self) -> None:
@@ -574,6 +579,14 @@ class TailedFile:
     def is_part_of(self, other: TailedFile) -> bool:
         part_of = self._part_of
         return part_of is not None and (part_of.path, part_of.device, part_of.inode) == (other.origin, *other.key)
+
+    def is_like(self, fd: int) -> bool:
+        """Whether the open file begins like this one; False when that is too little to tell. Raises OSError."""
+        if self.rewritten or self.head.size == HEAD_BYTES:
+            return self.head.is_like(fd)
+        with contextlib.suppress(FileNotFoundError):
+            return Head(os.pread(self.fd, HEAD_BYTES, 0)).is_like(fd)
+        return self.head.is_like(fd)
 
     def agrees_with(self, fd: int) -> bool:
         """Whether the open file ends as this one does at the same place: it is a copy of it, whole or in the making."""
@@ -620,6 +633,11 @@ class TailedFile:
     def settled(self) -> bool:
         """Whether it is finished and all of it is in Kafka, and saved so."""
         return self.finished and (self._left or self._committed >= self._position)
+
+    @property
+    def read_whole(self) -> bool:
+        """Whether it was read to its end, and not found to be written anew or lost before."""
+        return self.finished and not (self.rewritten or self._lost or self.is_part)
 
     def end_lost(self) -> None:
         """It cannot be found again."""

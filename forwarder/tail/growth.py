@@ -61,7 +61,7 @@ class Growth:
             for file, last in list(self.hot.items()):
                 if self._look(file):
                     self.hot[file] = now
-                elif file.holds and not file.deleted and now - last > HELD_SECONDS:
+                elif file.may_go_on and not file.deleted and now - last > HELD_SECONDS:
                     file.end_record()
                 elif now - last > QUIET_AFTER:
                     self._calm(file)
@@ -113,7 +113,7 @@ class Growth:
     def end_record(self, file: TailedFile) -> None:
         """The agent stops: what is held of a file is a record, if it is whole."""
         quiet_for = self._loop.time() - self.hot.get(file, -HELD_SECONDS)
-        if file.holds and file.record_is_whole and quiet_for > HELD_SECONDS_AT_THE_STOP:
+        if file.may_go_on and file.record_is_whole and quiet_for > HELD_SECONDS_AT_THE_STOP:
             file.end_record()
 
     def verify(self, file: TailedFile) -> None:

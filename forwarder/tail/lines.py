@@ -92,11 +92,11 @@ class Held:
             end = start + len(raw) + width
             line = raw if utf_8 else raw.decode(encoding.name, "replace").encode("utf-8", "replace")
             line = _without_hole(line.rstrip(b"\r").removeprefix(codecs.BOM_UTF8))
-            if line:
-                if (begins(line) or end - record > self._max_record) and self._told:
-                    starts.append(start)
-                    record = start
-                self._told = True
+            first = bool(line) and begins(line) and self._told
+            if first or (end - record > self._max_record and start > record):
+                starts.append(start)
+                record = start
+            self._told = self._told or bool(line)
             start = end
         return starts
 

@@ -53,7 +53,7 @@ class Beside:
             self.by_inode.setdefault(entry.key[1], []).append(entry)
             before = name_before(entry.name)
             by_base = self._packed if before else self._rotated
-            for base in rotation_bases(before or entry.name):
+            for base in [before, *rotation_bases(before)] if before else rotation_bases(entry.name):
                 if before not in names:
                     by_base.setdefault(base, []).append(entry)
 

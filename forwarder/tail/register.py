@@ -149,15 +149,12 @@ class Register:
             self._lost.append((file.identity(file.position), file.position))
         self.end(file)
 
-    def retire(self, file: TailedFile, *, raise_floor: bool) -> None:
+    def retire(self, file: TailedFile) -> None:
         """End a file that was read to its end, and remember how far that was."""
         if file.position >= SURE_BYTES:
             self._retired[file.key] = file.identity(file.position), file.position
             if len(self._retired) > RETIRED_KEPT:
                 self._retired.popitem(last=False)
-        if raise_floor:
-            self.floors[file.origin] = max(self.floors.get(file.origin, 0), file.modified + 1)
-        self.remember(file)
         self.end(file)
 
     def remember(self, file: TailedFile) -> None:
@@ -186,13 +183,26 @@ class Register:
         """How far a file was read that could not be found again, if the open one is it or a copy of it."""
         return next((position for identity, position in self._lost if holds(fd, identity, position)), None)
 
-    def settle(self, owed: Callable[[str], bool]) -> None:
-        """Leave the files that are over, but for those of a name of which something is `owed`."""
+    def settle(self, owed: Callable[[str], bool], awaited: Callable[[str], bool]) -> None:
+        """Leave the files that are over and delivered, but for those of a name of which something is `owed`.
+
+        What lies beside their path and is no younger is then known, unless archives are `awaited` there.
+        """
+        raised = set()
         for file in [file for file in self.ended if file.settled and not owed(file.name)]:
             self.ended.remove(file)
             self._names.pop(file.name, None)
             self._removed(file)
             file.close()
+            if file.read_whole:
+                self.remember(file)
+                if not awaited(file.origin):
+                    self.floors[file.origin] = max(self.floors.get(file.origin, 0), file.modified + 1)
+                    raised.add(file.origin)
+        # Those of the same origin that are left keep its floor, wherever they stand.
+        for file in self.files.values() if raised else ():
+            if file.origin in raised:
+                self.renew(file)
 
     # Places
 
