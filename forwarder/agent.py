@@ -135,7 +135,10 @@ class Agent:
         if self.config.kafka.delivery == "exactly-once":
             return ExactlyOnceShipper(self.config, positions, self._state / "dead")
         # What a killed run with exactly-once had prepared may be in Kafka or not: it is sent, and may be there twice.
-        positions.drop_prepared()
+        try:
+            positions.drop_prepared()
+        except OSError as error:
+            log.warning("%s; it is left for a later start", error)
         return Shipper(self.config, positions, self._state / "dead")
 
     async def _learn_outcome(self, positions: Positions) -> bool:

@@ -26,7 +26,7 @@ from forwarder.positions import Mark, Marks, Positions, Saved
 from forwarder.probe import Probe
 from forwarder.shipper import SAVED_AT_ONCE, SUSPECT_SECONDS, Keyed, Shipper, log
 from forwarder.source import Chunk
-from forwarder.transactions import Transactions
+from forwarder.transactions import NOT_SAVED, Transactions
 from forwarder.worker import Worker
 
 USUAL_BATCH_BYTES = 1_000_000
@@ -135,7 +135,7 @@ class ExactlyOnceShipper(Shipper):
             self._blame_topic(lane, judged.of_topic)
         self._set_aside(flight, list(judged.refused.values()))
         if judged.of_topic is not None or flight.refused:
-            self._take_back([lane])
+            self._drop(flight)
             self._wait(lane, "")
             return
         left: Groups = {}
@@ -145,6 +145,15 @@ class ExactlyOnceShipper(Shipper):
         flight.way = Way.SINGLE
         self._tried.append((flight, left))
         self._schedule()
+
+    def _drop(self, flight: Flight) -> None:
+        """The last flight of its lane, which nothing was sent of, is read again; those before it are on their way."""
+        lane = flight.lane
+        lane.flights.remove(flight)
+        lane.in_flight -= flight.charge
+        self.in_flight -= flight.charge
+        lane.retrying = False
+        self._seek(lane, flight.start)
 
     def _set_aside(self, flight: Flight, refused: list[Refused]) -> None:
         """Dead letters of what has none yet: the rest of a chunk may be sent more than once before it is settled."""
@@ -184,6 +193,9 @@ class ExactlyOnceShipper(Shipper):
             self._seek(lane, lane.position)
             self.wake(lane.source)
 
+    def _renew_for_clock(self, why: str) -> None:
+        self.transactions.renew(KafkaError(KafkaError._TIMED_OUT, why))
+
     # What transactions ask for
 
     def connect_transactional(self) -> Kafka:
@@ -212,12 +224,18 @@ class ExactlyOnceShipper(Shipper):
                 self._not_saved(moved, gone)
                 raise
 
-    def _write(self, gone: set[str], last: bool, rows: list[Saved]) -> None:
-        self._positions.save(rows, gone, self.transactions.settled if last else None)
+    def _settled(self) -> Mark | None:
+        return self.transactions.settled
 
     async def adopt(self, settled: Mark | None, delivered: bool) -> None:
         async with self._saving:
-            for row in await self._loop.run_in_executor(None, self._positions.resolve, settled, delivered):
+            try:
+                rows = await self._loop.run_in_executor(None, self._positions.resolve, settled, delivered)
+            except OSError as error:
+                log.error("%s; shipping goes on, after a kill some records will be sent twice", error)
+                self.broken[NOT_SAVED] += 1
+                rows = self._positions.prepared() if delivered else []
+            for row in rows:
                 lane = self._lanes.get(row.name)
                 if lane is not None:
                     lane.source.skip(row.position, row.detail)
@@ -228,8 +246,10 @@ class ExactlyOnceShipper(Shipper):
         for flight in flights:
             flight.left, flight.pinned = 0, False
             flight.heard.clear()
-            self._letters.pop(flight.lane, None)
             self._landed(flight)
+            letters = self._letters.pop(flight.lane, None)
+            if letters and (later := {place for place in letters if place[0] >= flight.lane.position}):
+                self._letters[flight.lane] = later
 
     def give_back(self, flights: list[Flight], cause: KafkaError | None) -> bool:
         suspected = suspects(flights, cause)
@@ -257,6 +277,7 @@ class ExactlyOnceShipper(Shipper):
         self._note(what, "")
 
     def tick(self) -> None:
+        self._main.poll()  # during a commit nobody else does
         super().tick()
         if self.transactions.hangs:
             # librdkafka keeps records of a topic that was deleted, and with them their transaction, until it is made anew.

@@ -151,16 +151,22 @@ class Positions:
 
     def resolve(self, settled: Mark | None, adopt: bool) -> list[Saved]:
         """What became of the transaction that was prepared: `adopt` its ends, returned, or drop them; raises OSError."""
+        ends = self.prepared() if adopt else []
         with self._writing() as connection:
-            ends = [Saved(*row) for row in connection.execute("SELECT name, position, detail FROM prepared")] if adopt else []
             _save(connection, ends, ())
             _set_marks(connection, Marks(settled))
         return ends
 
     def drop_prepared(self) -> None:
         """Positions go on without transactions; the marks stay for when these come back. Raises OSError."""
-        with self._writing() as connection:
-            connection.execute("DELETE FROM prepared")
+        if self.prepared():
+            with self._writing() as connection:
+                connection.execute("DELETE FROM prepared")
+
+    def prepared(self) -> list[Saved]:
+        """Where the transaction ends that is prepared."""
+        with self._lock:
+            return [Saved(*row) for row in self._connection.execute("SELECT name, position, detail FROM prepared")]
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:

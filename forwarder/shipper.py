@@ -34,7 +34,7 @@ from forwarder import dead
 from forwarder.config import Config
 from forwarder.flight import FIRST_BACKOFF, LONGEST_BACKOFF, Flight, Histogram, Lane, Refused
 from forwarder.kafka import FOR_GOOD, MAX_MESSAGE_BYTES, OF_TOPIC, Kafka, Report, Topic, Way
-from forwarder.positions import Positions, Saved
+from forwarder.positions import Mark, Positions, Saved
 from forwarder.source import Chunk, Source
 
 log = logging.getLogger("forwarder.shipper")
@@ -367,6 +367,7 @@ class Shipper:
         self.in_flight -= flight.charge
         if flight.pinned and self._main.fatal:
             # Of a producer that has become fatal success proves nothing; all this is about to be sent again.
+            flight.left = -1  # nor is it done
             return
         if flight.refused and not self._handle_refused(flight):
             return
@@ -640,13 +641,17 @@ class Shipper:
             self.unsaved.clear()
             moved, self._moved = list(self._moved), {}
             gone, self._gone = self._gone, set()
+            settled = self._settled()
             failed: OSError | None = None
             while moved or gone:
                 some, moved = moved[:SAVED_AT_ONCE], moved[SAVED_AT_ONCE:]
                 # The rows of those that are gone go last: others may have to know of them.
                 last = not moved and failed is None
                 try:
-                    await self._save_some(some, functools.partial(self._write, gone if last else set(), last))
+                    write = functools.partial(
+                        self._positions.save, gone=gone if last else set(), settled=settled if last else None
+                    )
+                    await self._save_some(some, write)
                 except OSError as error:
                     failed = error  # the others are to be tried all the same: none is read before
                     self._not_saved(some, set())
@@ -664,9 +669,9 @@ class Shipper:
         self._gone |= {name for name in gone if name not in self._lanes}
         self._moved.update((lane, None) for lane in lanes if self._lanes.get(lane.source.name) is lane)
 
-    def _write(self, gone: set[str], last: bool, rows: list[Saved]) -> None:
-        """Runs in a thread; after the `last` there is nothing that moved and is not written."""
-        self._positions.save(rows, gone)
+    def _settled(self) -> Mark | None:
+        """The transaction that the positions which have moved are those of."""
+        return None
 
     async def _save_some(self, lanes: list[Lane], write: Callable[[list[Saved]], None]) -> None:
         places = [(lane, lane.position) for lane in lanes]
@@ -678,7 +683,8 @@ class Shipper:
             if not job.done():  # cancelled: what is written next must not be overtaken
                 await asyncio.wait([job])
             for lane, position in places:
-                lane.source.commit(position)
+                with contextlib.suppress(OSError):  # a segment that cannot be removed now is tried again
+                    lane.source.commit(position)
                 if not lane.saved:
                     lane.saved = True
                     self.wake(lane.source)
@@ -690,13 +696,12 @@ class Shipper:
         self._lively = {lane for lane in self._lively if lane.rate}  # a set that was large once stays so
         if self.in_flight and not self._main.fatal:
             # With a full window nothing is sent that would ask, and librdkafka was once seen not to look for a leader again.
-            for name in list(self._topics):
+            for name in {name for lane in self._lanes.values() for flight in lane.flights for name in flight.topics}:
                 self._known(name)
         ahead = self._clock() - self._loop.time()
         stepped, self._clock_ahead = ahead - self._clock_ahead, ahead
         if stepped < -CLOCK_STEP and not self._main.fatal:
-            self._main.fatal = f"the clock, which its waits go by, was set back by {-stepped:.0f} s"
-            self._schedule()
+            self._renew_for_clock(f"the clock, which its waits go by, was set back by {-stepped:.0f} s")
         if not self.in_flight and not self._main.fatal:
             for kafka in list(self._producers.values()):
                 kafka.poll()
@@ -706,6 +711,10 @@ class Shipper:
         if self._peak < self._window // 4:
             self._window = max(self._window // 2, min(SMALLEST_WINDOW, self._config.kafka.in_flight))
         self._peak = self.in_flight
+
+    def _renew_for_clock(self, why: str) -> None:
+        self._main.fatal = why
+        self._schedule()
 
     @property
     def connected(self) -> bool:

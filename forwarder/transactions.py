@@ -41,6 +41,8 @@ OLDEST = 0.5
 """A transaction is committed after so many seconds also when there is always more to send."""
 HUNG_SECONDS = 120.0
 """No call of librdkafka takes so long; one that does never ends."""
+LOOK_SECONDS, HOPELESS_SECONDS = 1.0, 2.0
+"""How often is looked whether a call hangs, and how long one may go on when it is known to be in vain."""
 SLOW_SECONDS = 3.0
 STOP_SECONDS = 5.0
 RENEW_SECONDS = 12 * 3600.0
@@ -147,6 +149,7 @@ class Transactions:
         self._spoiled: KafkaError | None = None
         self._worn = False
         self._hopeless: KafkaError | None = None
+        self._hopeless_since = 0.0
         self._backoff = FIRST_BACKOFF
         self._problem = ""
 
@@ -177,7 +180,14 @@ class Transactions:
 
     def give_up(self, error: KafkaError) -> None:
         """What is being committed never can be: go on with a new producer."""
+        self._hopeless, self._hopeless_since = error, time.monotonic()
+
+    def renew(self, error: KafkaError) -> None:
+        """The producer is not to be trusted any more: go on with a new one, whatever the thread is at."""
         self._hopeless = error
+        self._worn = True
+        self._hopeless_since = time.monotonic()
+        self._due.set()
 
     @property
     def hangs(self) -> bool:
@@ -311,13 +321,14 @@ class Transactions:
     async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
         """Raises KafkaException when the thread hangs; it is given up then, and so must be the producer."""
         result = self._worker.call(work, *args)
-        while not (await asyncio.wait([result], timeout=HUNG_SECONDS / 4))[0]:
-            since = self._calling_since
-            if since and time.monotonic() - since > HUNG_SECONDS:
+        while not (await asyncio.wait([result], timeout=LOOK_SECONDS))[0]:
+            since, now = self._calling_since, time.monotonic()
+            hopeless = self._hopeless is not None and now - self._hopeless_since > HOPELESS_SECONDS
+            if since and (hopeless or now - since > HUNG_SECONDS):
                 self._worker.close()
                 self._worker = Worker("forwarder-transactions")
                 self._calling_since = 0.0
-                raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "librdkafka hangs"))
+                raise KafkaException(self._hopeless or KafkaError(KafkaError._TIMED_OUT, "librdkafka hangs"))
         return result.result()
 
     def _fence(self, kafka: Kafka, first: bool) -> Numbered | None:

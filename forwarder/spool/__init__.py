@@ -22,7 +22,7 @@ import os
 import re
 import stat
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -133,7 +133,8 @@ class Spool:
         self.missing_bytes = 0
         self.failing = False
         """Whether the last read failed: somebody has to wake the reader again."""
-        self.unsynced: set[int] = set()
+        self.unsynced: dict[int, int] = {}
+        """Descriptors through which something was written, with the address that it ended at."""
         self._directory = directory
         self._routes = routes
         self._wake = wake
@@ -159,7 +160,8 @@ class Spool:
             self._seal()
         self._read_at = max(position, self._segments[0].first if self._segments else self.end)
         self._committed = self._read_at
-        self.commit(position)
+        with contextlib.suppress(OSError):  # what cannot be removed now is tried again
+            self.commit(position)
 
     def _use(self, size: int) -> None:
         self.bytes += size
@@ -198,7 +200,7 @@ class Spool:
         segment.size += size
         self.end += size
         self._use(size)
-        self.unsynced.add(self._write_fd)
+        self.unsynced[self._write_fd] = self.end
 
     def _take_back(self, segment: Segment) -> None:
         """Remove the part of a block that fitted on the disk; if that cannot be done the segment gets no more blocks."""
@@ -256,18 +258,20 @@ class Spool:
         self._shared.recent_free += sum(len(recent.records) for recent in self._recent)
         self._recent.clear()
 
-    def sync(self, fds: list[int]) -> None:
-        """Make what was written through `fds`, keys of `unsynced`, last. Blocks: for a thread of its own."""
-        for fd in fds:
+    def sync(self, written: Iterable[int]) -> None:
+        """Make what was written through these descriptors last. Blocks: for a thread of its own."""
+        for fd in written:
             os.fdatasync(fd)
         if self._names_changed:
             self._names_changed = False
             sync_directory(self._directory)
 
-    def synced(self, fds: list[int]) -> None:
-        """Back in the loop's thread: forget `fds`, and close those that take no more blocks."""
-        for fd in fds:
-            self.unsynced.discard(fd)
+    def synced(self, written: Mapping[int, int]) -> None:
+        """Back in the loop's thread: what was `unsynced` before is forgotten, but for what has been written through since."""
+        for fd, end in written.items():
+            if self.unsynced.get(fd) != end:
+                continue
+            del self.unsynced[fd]
             if fd != self._write_fd:
                 os.close(fd)
 

@@ -248,7 +248,7 @@ class Spools:
     async def sync(self) -> None:
         """Everything appended before this call is on the platter when it returns."""
         async with self._syncing:
-            dirty = [(spool, list(spool.unsynced)) for spool in self._spools.values() if spool.unsynced]
+            dirty = [(spool, dict(spool.unsynced)) for spool in self._spools.values() if spool.unsynced]
             if not dirty:
                 return
             try:
@@ -256,20 +256,20 @@ class Spools:
             except OSError as error:
                 self.disk_errors += 1
                 log.error("fsync of the spool failed: %s; records since the last good one may not survive a power cut", error)
-            for spool, fds in dirty:
-                spool.synced(fds)
+            for spool, written in dirty:
+                spool.synced(written)
 
     def forget_unsynced(self) -> None:
         """For `fsync = "never"`: let go of descriptors without syncing."""
         for spool in self._spools.values():
             if spool.unsynced:
-                spool.synced(list(spool.unsynced))
+                spool.synced(dict(spool.unsynced))
 
     def close(self) -> None:
         for spool in self._spools.values():
             spool.close()
 
 
-def _sync_all(dirty: list[tuple[Spool, list[int]]]) -> None:
-    for spool, fds in dirty:
-        spool.sync(fds)
+def _sync_all(dirty: list[tuple[Spool, dict[int, int]]]) -> None:
+    for spool, written in dirty:
+        spool.sync(written)

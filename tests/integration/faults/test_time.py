@@ -91,13 +91,15 @@ def test_a_clock_that_jumps_by_an_hour_back_and_forth_costs_no_record_and_no_tim
     assert "Traceback" not in running.log()
 
 
+@pytest.mark.parametrize("delivery", ["at-least-once", "exactly-once"])
 def test_a_clock_set_back_while_kafka_is_away_does_not_put_off_its_return(
-    unsteady: Kafka, agent: AgentFactory, directory: Path
+    unsteady: Kafka, agent: AgentFactory, directory: Path, delivery: str
 ) -> None:
     """librdkafka waits by the time of day between its tries to connect: they would come an hour later."""
     topic = new_topic(unsteady)
     clock = Clock(directory)
-    running = agent({"kafka": {"bootstrap_servers": unsteady.bootstrap, "topic": topic}}, env=clock.env)
+    kafka = {"bootstrap_servers": unsteady.bootstrap, "topic": topic, "delivery": delivery}
+    running = agent({"kafka": kafka}, env=clock.env)
     running.start()
     send(running, lines(1000))
     await_settled(running)
