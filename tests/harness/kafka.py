@@ -96,9 +96,10 @@ class Topics:
     def end_offsets(self, topic: str) -> dict[int, int]:
         """For each partition, the offset after the last record that is not part of an open transaction."""
         latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-        wanted = {TopicPartition(topic, number): latest for number in self.partitions(topic)}
 
         def ask() -> dict[int, int]:
+            # Each time anew, which tells the client of leaders that have changed.
+            wanted = {TopicPartition(topic, number): latest for number in self.partitions(topic)}
             found = self._admin.list_offsets(wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=10)
             return {place.partition: future.result(timeout=10).offset for place, future in found.items()}
 
