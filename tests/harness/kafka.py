@@ -93,6 +93,12 @@ class Topics:
         found = self._admin.list_topics(topic, timeout=10).topics[topic].partitions.values()
         return all(partition.leader == partition.replicas[0] for partition in found)
 
+    def in_sync(self, *topics: str) -> bool:
+        """Whether every copy of these topics has everything."""
+        found = self._admin.list_topics(timeout=10).topics
+        partitions = [partition for topic in topics for partition in found[topic].partitions.values()]
+        return all(len(partition.isrs) == len(partition.replicas) for partition in partitions)
+
     def end_offsets(self, topic: str) -> dict[int, int]:
         """For each partition, the offset after the last record that is not part of an open transaction."""
         latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]

@@ -373,7 +373,7 @@ def test_a_leader_that_is_killed_hands_over_and_every_record_is_there_once(agent
     try:
         cluster.start()
         topic = new_topic(cluster, partitions=1, copies=3, config={"min.insync.replicas": "2"})
-        running = agent(settings(cluster, topic, properties=IMPATIENT))
+        running = agent(settings(cluster, topic))
         running.start()
         with writing(running, "a") as sent:
             for node in (1, 2, 3):
@@ -381,6 +381,8 @@ def test_a_leader_that_is_killed_hands_over_and_every_record_is_there_once(agent
                 cluster.kill(node)
                 await_flow(running, timeout=90)
                 cluster.up(node)
+                whole = lambda: cluster.in_sync(topic, "__transaction_state", "__consumer_offsets")  # noqa: E731
+                eventually(whole, 60, "all copies to be there again")
         assert_exact(cluster, topic, sent, timeout=120)
     finally:
         cluster.stop()
