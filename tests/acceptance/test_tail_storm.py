@@ -5,6 +5,7 @@ No line may be lost, and only kills may repeat any. FORWARDER_SEED plays a run a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import time
@@ -102,6 +103,13 @@ def delivered(agent: Agent) -> bool:
     return status["kafka"]["in_flight_bytes"] == 0 and all(source["lag_bytes"] == 0 for source in status["sources"])
 
 
+def has_open(agent: Agent, path: Path) -> bool:
+    wanted = path.stat()
+    with contextlib.suppress(OSError):
+        return any(os.path.samestat(each.stat(), wanted) for each in Path(f"/proc/{agent.pid}/fd").iterdir())
+    return False
+
+
 def test_a_storm_of_rotations_restarts_and_kills_costs_no_line(
     kafka: Kafka, topic: str, agent: AgentFactory, directory: Path
 ) -> None:
@@ -132,8 +140,7 @@ def test_a_storm_of_rotations_restarts_and_kills_costs_no_line(
             time.sleep(chance.uniform(0, 4 * PAUSE))
         elif operation == "delete":
             # What nobody has opened yet would be lost with it.
-            eventually(lambda: one.alive and delivered(one), what="the agent to have all that there is")
-            time.sleep(4 * PAUSE)
+            eventually(lambda file=log.path: has_open(one, file) and delivered(one), what="the agent to have all that there is")  # type: ignore[misc]
             log.path.unlink()
             log._reopen()
             log.old.close()

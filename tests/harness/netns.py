@@ -5,6 +5,8 @@ Sockets of apps work as ever: they are files. A command runs inside with `wrappe
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import random
 import shutil
@@ -28,8 +30,18 @@ while True:
 """Says of every name that it has the address given; answers live a second."""
 
 
+@functools.cache
 def may_make_networks() -> bool:
-    return os.geteuid() == 0 and shutil.which("ip") is not None and shutil.which("iptables") is not None
+    """Whether this machine lets the tests: found out by trying, since a container's root may not."""
+    if os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("iptables") is None:
+        return False
+    network = Network()
+    try:
+        with network:
+            return True
+    except (OSError, subprocess.CalledProcessError):
+        network.remove()
+        return False
 
 
 class Network:
@@ -59,9 +71,14 @@ class Network:
 
     def __exit__(self, *_: object) -> None:
         self.forget_names()
-        _run("ip", "link", "delete", self._outer)
-        _run("ip", "netns", "delete", self._name)
-        shutil.rmtree(self._files)
+        self.remove()
+
+    def remove(self) -> None:
+        """Whatever there is of it."""
+        for command in (("ip", "link", "delete", self._outer), ("ip", "netns", "delete", self._name)):
+            with contextlib.suppress(subprocess.CalledProcessError):
+                _run(*command)
+        shutil.rmtree(self._files, ignore_errors=True)
 
     def cut(self) -> None:
         """Drop every packet in either direction, without a word."""
