@@ -61,7 +61,7 @@ class Archives:
         """Have the file that was not found sought in the archives, if there are any."""
         if (identity.until or row.position) < SURE_BYTES:
             return False
-        archives = [*self._beside(identity.path), *self._below(identity.path)]
+        archives = self._all(identity.path)
         if not archives:
             return False
         self._await(tail, identity.path, archives).rows.append((identity, row))
@@ -136,10 +136,11 @@ class Archives:
         # By default archives are excluded, so `exclude` says nothing of them.
         return entry.modified >= floor and self._register.tail_of(entry.path) is None
 
-    def _below(self, path: str) -> list[Entry]:
-        """Where logrotate's `olddir` puts them."""
-        directories = self._register.beside(path).directories
-        return [entry for below in directories for entry in self._register.beside_directory(below).packed_from(path)]
+    def _all(self, path: str) -> list[Entry]:
+        """Beside the path, and in directories below, where logrotate's `olddir` puts them."""
+        beside = self._register.beside(path)
+        places = [beside, *map(self._register.beside_directory, beside.directories)]
+        return [entry for place in places for entry in (*place.packed_from(path), *place.packed_as(path))]
 
     def _await(self, tail: config.Tail, path: str, archives: list[Entry]) -> Unpacking:
         unpacking = self._unpacking.get(path)
@@ -156,8 +157,8 @@ class Archives:
     async def _unpack(self, path: str, unpacking: Unpacking, entry: Entry) -> TailedFile | None:
         """What is wanted of an archive. Raises OSError when it cannot be unpacked now, and is not damaged."""
         rows = self._wanted(unpacking)
-        # In a directory below lie only those that are known: others may be of another path with that name.
-        unseen = self._is_unseen(entry, unpacking.floor) and os.path.dirname(entry.path) == os.path.dirname(path)
+        # All others may be of another path, and are only looked into for what is known.
+        unseen = self._is_unseen(entry, unpacking.floor) and entry in self._beside(path)
         if not rows and not unseen:
             return None
         sought = [Sought(identity, identity.until or row.position, row.position) for identity, row in rows]

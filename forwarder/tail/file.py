@@ -28,6 +28,7 @@ from forwarder.tail.descriptors import Descriptors
 from forwarder.tail.identity import (
     HEAD_BYTES,
     MARK_BYTES,
+    SURE_BYTES,
     Ended,
     Head,
     Identity,
@@ -582,11 +583,12 @@ class TailedFile:
 
     def is_like(self, fd: int) -> bool:
         """Whether the open file begins like this one; False when that is too little to tell. Raises OSError."""
-        if self.rewritten or self.head.size == HEAD_BYTES:
+        if self.rewritten or self.head.size >= SURE_BYTES:
             return self.head.is_like(fd)
+        # What was not read yet must tell: it may be written anew in this moment, but then nothing of it is known.
         with contextlib.suppress(FileNotFoundError):
             return Head(os.pread(self.fd, HEAD_BYTES, 0)).is_like(fd)
-        return self.head.is_like(fd)
+        return False
 
     def agrees_with(self, fd: int) -> bool:
         """Whether the open file ends as this one does at the same place: it is a copy of it, whole or in the making."""

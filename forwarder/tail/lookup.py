@@ -45,6 +45,7 @@ class Beside:
         self.by_inode: dict[int, list[Entry]] = {}
         self._rotated: dict[str, list[Entry]] = {}
         self._packed: dict[str, list[Entry]] = {}
+        self._packed_as: dict[str, list[Entry]] = {}
         self.directories: list[str] = []
         self._directory = directory
         entries = sorted(self._entries(directory), key=lambda entry: entry.modified)
@@ -53,7 +54,9 @@ class Beside:
             self.by_inode.setdefault(entry.key[1], []).append(entry)
             before = name_before(entry.name)
             by_base = self._packed if before else self._rotated
-            for base in [before, *rotation_bases(before)] if before else rotation_bases(entry.name):
+            if before and before not in names:
+                self._packed_as.setdefault(before, []).append(entry)
+            for base in rotation_bases(before or entry.name):
                 if before not in names:
                     by_base.setdefault(base, []).append(entry)
 
@@ -68,6 +71,10 @@ class Beside:
     def packed_from(self, path: str) -> Sequence[Entry]:
         """What was compressed after its rotation, oldest first; none that is there uncompressed too."""
         return self._packed.get(path.rpartition("/")[2], ())
+
+    def packed_as(self, path: str) -> Sequence[Entry]:
+        """What was compressed where it stood, if nothing stands there uncompressed."""
+        return self._packed_as.get(path.rpartition("/")[2], ())
 
     def _entries(self, directory: str) -> list[Entry]:
         entries = []
