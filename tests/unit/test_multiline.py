@@ -314,6 +314,14 @@ def test_a_record_that_would_be_too_long_goes_on_in_another_and_loses_nothing() 
     assert reader.cut_records == 0
 
 
+def test_blank_lines_without_end_are_not_held_without_end() -> None:
+    held = lines(max_record=1024).held()
+    starts = held.add(b"ERROR x\n" + b"\n" * 10_000, UTF_8)
+    assert len(starts) == 10_000 // 1024
+    held.take(starts[-1])
+    assert len(held.body) <= 1024
+
+
 def test_one_line_longer_than_a_record_is_cut_and_its_neighbours_are_not() -> None:
     found = split("ERROR x\n  " + "y" * 2000 + "\n  z\nINFO w\n", lines(max_record=1024))
     assert [len(message) for message in found] == [7, 1024, 3, 6]

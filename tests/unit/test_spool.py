@@ -515,3 +515,16 @@ def test_any_run_of_operations_gives_every_record_after_the_commit_in_order(
     spool.seek(position)
     assert numbers(drain(spool)) == list(range(committed, issued))
     spool.close()
+
+
+def test_what_is_written_while_the_disk_syncs_is_synced_the_next_time(directory: Path) -> None:
+    spool = open_spool(directory)
+    fill(spool, range(1))
+    before = dict(spool.unsynced)
+    spool.sync(before)
+    fill(spool, range(1, 2))
+    spool.synced(before)
+    assert spool.unsynced
+    spool.sync(spool.unsynced)
+    spool.synced(dict(spool.unsynced))
+    assert not spool.unsynced

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -148,3 +149,10 @@ def test_what_librdkafka_did_not_even_queue_is_suspected() -> None:
     flights = [flight("t"), flight("u")]
     flights[1].refused = [Refused(LARGE, "u", -1, None, b"")]
     assert suspects(flights, LARGE) == flights[1:]
+
+
+def test_with_nothing_prepared_nothing_is_written_so_that_a_full_disk_does_not_prevent_a_start(tmp_path: Path) -> None:
+    path = tmp_path / "positions.db"
+    with closing(Positions(path)) as positions, closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")  # nobody else may write
+        positions.drop_prepared()

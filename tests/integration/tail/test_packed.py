@@ -246,3 +246,41 @@ def test_an_archive_that_takes_its_time_keeps_nobody_waiting_but_what_stood_late
         story.writer.write(10)
         held.unlink()
     story.assert_exact()
+
+
+@pytest.mark.parametrize("below", [False, True], ids=["where it stood", "in a directory below"])
+def test_a_file_of_a_dated_name_is_found_in_its_archive(story: Story, below: bool) -> None:
+    dated = story.open("app-20261124.log")
+    dated.write(1000)
+    story.start("app-*.log")
+    story.await_delivered(1000)
+    story.stop()
+    dated.write(500)
+    archive = compress(dated.path)
+    if below:
+        (story.logs / "old").mkdir()
+        archive.rename(story.logs / "old" / archive.name)
+    story.agent.start()
+    story.assert_exact()
+
+
+@pytest.mark.slow
+def test_what_was_unpacked_and_not_delivered_is_found_again_after_a_restart(story_with_own_kafka: Story) -> None:
+    story = story_with_own_kafka
+    story.writer.write(100)
+    story.start()
+    story.await_delivered(100)
+    story.stop()
+    for _ in range(2):
+        story.writer.write(50)
+        story.writer.rotate()
+    compress(story.writer.old(1))
+    compress(story.writer.old(2))
+    story.writer.write(10)
+    story.kafka.stop()
+    story.agent.start()
+    eventually(lambda: story.tail("files") > 1, what="the archives to be unpacked")
+    story.stop()
+    story.kafka.start()
+    story.agent.start()
+    story.assert_exact()
