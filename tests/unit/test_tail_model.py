@@ -8,7 +8,7 @@ agent looks, does not look, is stopped, killed, and Kafka is away or refuses.
   a file that is truncated meanwhile may come from its copy when more of the copy has arrived.
 
 Agent, files, inotify and positions are real; Kafka is `tests.harness.broker` and time `tests.harness.virtual`. FORWARDER_SEED
-or --hypothesis-seed plays a run again, FORWARDER_MODEL_STEPS says how long it is.
+or --hypothesis-seed plays another run than the suite's, FORWARDER_MODEL_STEPS says how long it is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import contextlib
 import gc
 import math
 import os
-import random
 import shutil
 import signal
 import sqlite3
@@ -50,6 +49,8 @@ from tests.harness.virtual import VirtualLoop
 
 STEPS = int(os.environ.get("FORWARDER_MODEL_STEPS", "10000"))
 STEPS_EACH = 50
+SEED = 1
+"""The suite's; others are for whoever looks for more."""
 
 NAMES = ("app.log", "web.log", "job.log")
 GLOBS = (NAMES, tuple(f"{name}*" for name in NAMES), ("*.log",), ("*.log", "*.log*"))
@@ -709,7 +710,7 @@ def test_a_record_that_may_go_on_arrives_though_its_file_is_truncated_as_the_age
 @pytest.mark.slow
 def test_nothing_is_lost_whatever_happens_to_files_agent_and_kafka(request: pytest.FixtureRequest) -> None:
     given = request.config.getoption("--hypothesis-seed") or os.environ.get("FORWARDER_SEED")
-    chosen = int(given or random.randrange(1 << 32))
+    chosen = int(given or SEED)
     print(f"seed {chosen}")
     counted.clear()
     while counted["steps"] < STEPS:
