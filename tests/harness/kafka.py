@@ -12,6 +12,7 @@ import random
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -287,6 +288,18 @@ class Kafka(Topics):
         """The ends of the brokers' logs, which may soon be removed."""
         logs = [path for name in ("log", "format.log") for path in sorted(self.directory.glob(f"*/{name}"))]
         return [line for path in logs for line in path.read_text(errors="replace").splitlines()[-10:]]
+
+
+@contextlib.contextmanager
+def temporary_cluster(**options: Any) -> Iterator[Kafka]:
+    """A cluster in a directory of its own, from its start to its stop; `options` are those of `Kafka`."""
+    with tempfile.TemporaryDirectory(prefix="fwd-kafka-") as directory:
+        cluster = Kafka(Path(directory), **options)
+        cluster.start()
+        try:
+            yield cluster
+        finally:
+            cluster.stop()
 
 
 def free_ports(count: int) -> int:

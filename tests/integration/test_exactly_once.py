@@ -388,8 +388,8 @@ def test_a_leader_that_is_killed_hands_over_and_every_record_is_there_once(agent
                 cluster.kill(node)
                 await_flow(running, timeout=90)
                 cluster.up(node)
-                whole = lambda: cluster.in_sync(topic, "__transaction_state", "__consumer_offsets")  # noqa: E731
-                eventually(whole, 60, "all copies to be there again")
+                everything = (topic, "__transaction_state", "__consumer_offsets")
+                eventually(lambda: cluster.in_sync(*everything), 60, "all copies to be there again")  # noqa: B023
         assert_exact(cluster, topic, sent, timeout=120)
     finally:
         cluster.stop()

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.harness.kafka import Kafka, free_ports
+from tests.harness.kafka import Kafka, free_ports, temporary_cluster
 from tests.harness.relay import Relay
 
 
 @pytest.fixture(scope="package")
 def unsteady() -> Iterator[Kafka]:
     """A broker that tests may stop, kill and freeze, and leave running; it makes no topic by itself."""
-    with tempfile.TemporaryDirectory(prefix="fwd-kafka-") as directory:
-        cluster = Kafka(Path(directory), extra="auto.create.topics.enable=false")
-        cluster.start()
-        try:
-            yield cluster
-        finally:
-            cluster.stop()
+    with temporary_cluster(extra="auto.create.topics.enable=false") as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="package")
 def relayed() -> Iterator[tuple[Kafka, Relay]]:
     """A broker behind a relay, which tests leave whole."""
     port = free_ports(2)
-    with tempfile.TemporaryDirectory(prefix="fwd-kafka-") as directory, Relay((port + 1, port)) as relay:
-        cluster = Kafka(Path(directory), fronts=[(f"127.0.0.1:{port}", f"127.0.0.1:{port + 1}")])
-        cluster.start()
-        try:
-            yield cluster, relay
-        finally:
-            cluster.stop()
+    fronts = [(f"127.0.0.1:{port}", f"127.0.0.1:{port + 1}")]
+    with Relay((port + 1, port)) as relay, temporary_cluster(fronts=fronts) as cluster:
+        yield cluster, relay

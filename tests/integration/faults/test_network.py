@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.conftest import AgentFactory
 from tests.harness.agent import Agent
-from tests.harness.kafka import Kafka, free_ports
+from tests.harness.kafka import Kafka, free_ports, temporary_cluster
 from tests.harness.netns import Network, may_make_networks
 from tests.harness.oracle import judge
 from tests.harness.relay import Relay
@@ -89,14 +87,10 @@ def test_connections_reset_in_the_middle_of_requests_lose_and_repeat_nothing(
 @pytest.fixture(scope="module")
 def apart() -> Iterator[tuple[Kafka, Network]]:
     """A broker that goes by a name, and a network whose only way to it leads over a cable; nobody knows the name yet."""
-    with tempfile.TemporaryDirectory(prefix="fwd-kafka-") as directory, Network() as network:
+    with Network() as network:
         port = free_ports(1)
-        kafka = Kafka(Path(directory), fronts=[(f"{network.here}:{port}", f"kafka-1.forwarder.test:{port}")])
-        kafka.start()
-        try:
+        with temporary_cluster(fronts=[(f"{network.here}:{port}", f"kafka-1.forwarder.test:{port}")]) as kafka:
             yield kafka, network
-        finally:
-            kafka.stop()
 
 
 @needs_root
