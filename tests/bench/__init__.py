@@ -1,7 +1,6 @@
 """What a record costs and how long it takes, beside something known, in the same run. Prints; asserts no figure.
 
-python -m tests.bench file --records 1000000      a tailed file to Kafka, beside kcat
-python -m tests.bench socket --records 1000000    apps' sockets, through the spool, to Kafka
+python -m tests.bench --records 2000000           every path to Kafka, beside kcat, rsyslog and syslog-ng
 python -m tests.bench emit --records 100000       what logging costs an app, beside a file handler
 python -m tests.bench idle --files 5000           what quiet files cost, beside a single one
 python -m tests.bench latency                     from a line's write to its consumer, beside a plain producer

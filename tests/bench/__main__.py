@@ -1,19 +1,25 @@
-"""`python -m tests.bench`: chooses the bench."""
+"""`python -m tests.bench [BENCH]`: chooses the bench; without a name it is `paths`."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
-from tests.bench import drain, emit, file, idle, latency, sockets
+from tests.bench import drain, emit, idle, latency, paths
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="What a record costs and how long it takes.")
     benches = parser.add_subparsers(title="benches", metavar="BENCH", required=True)
-    for bench in (file, sockets, emit, idle, latency, drain):
+    for bench in (paths, emit, idle, latency, drain):
         bench.add(benches)
-    arguments = parser.parse_args()
+    named = sys.argv[1:]
+    if not named or (named[0].startswith("-") and named[0] not in {"-h", "--help"}):
+        named = ["paths", *named]
+    arguments = parser.parse_args(named)
+    # An agent that is installed has been compiled.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     try:
         return int(arguments.run(arguments))
     except KeyboardInterrupt:

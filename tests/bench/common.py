@@ -1,11 +1,10 @@
-"""What the benches share: input, a Kafka, the costs of a process from its start to its end, and tables."""
+"""What the benches share: a Kafka, the costs of a process from its start to its end, and tables."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import os
-import random
 import signal
 import statistics
 import tempfile
@@ -88,36 +87,6 @@ def arrived(kafka: Topics, topic: str) -> int:
     return sum(kafka.end_offsets(topic).values())
 
 
-def make_lines(count: int) -> list[bytes]:
-    """JSON lines of about 224 bytes as an app writes them; what differs between them is what differs in life."""
-    chance = random.Random(count)
-    levels = ["INFO"] * 8 + ["WARNING", "ERROR"]
-    return [
-        b'{"@timestamp":"2026-01-01T12:%02d:%02d.%06dZ","level":"%s","logger":"shop.checkout.payment","message":"order %08d of '
-        b'customer %06d took %4d ms","host":"web-17","process":4711,"request_id":"%016x"}\n'
-        % (
-            number // 60_000 % 60,
-            number // 1000 % 60,
-            number % 1_000_000,
-            chance.choice(levels).encode(),
-            number,
-            chance.randrange(1_000_000),
-            chance.randrange(5000),
-            chance.getrandbits(64),
-        )
-        for number in range(count)
-    ]
-
-
-def write_lines(path: Path, count: int) -> int:
-    """A file of `count` lines; returns its size."""
-    block = 100_000
-    with path.open("wb") as file:
-        for start in range(0, count, block):
-            file.writelines(make_lines(min(block, count - start)))
-        return file.tell()
-
-
 def reap(pid: int, begun: float) -> Cost:
     """Wait until the process ends, which must be well, and say what it cost since `begun` on the monotonic clock.
 
@@ -156,26 +125,6 @@ def check_arrival(who: str, arrived: int, sent: int) -> bool:
     if arrived != sent:
         print(f"{who}: {sent} records were sent and {arrived} arrived")
     return arrived == sent
-
-
-def print_costs(rows: Sequence[tuple[str, str, Cost]], records: int) -> None:
-    """A line for each round and subject, and one for the medians of each subject."""
-    table = [["round", "", "µs CPU/record", "records/s", "wall s", "memory MiB"]]
-    table += [[turn, who, *_figures(cost, records)] for turn, who, cost in rows]
-    for who in dict.fromkeys(who for _, who, _ in rows):
-        costs = [cost for _, name, cost in rows if name == who]
-        median = Cost(*(statistics.median(values) for values in zip(*costs, strict=True)))
-        table.append(["median", who, *_figures(median, records)])
-    print_table(table)
-
-
-def _figures(cost: Cost, records: int) -> list[str]:
-    return [
-        f"{cost.cpu / records * 1e6:.2f}",
-        f"{records / cost.wall:,.0f}",
-        f"{cost.wall:.2f}",
-        f"{cost.memory / (1 << 20):.0f}",
-    ]
 
 
 def print_table(rows: Sequence[Sequence[Any]]) -> None:

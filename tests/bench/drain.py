@@ -1,6 +1,6 @@
 """What an outage leaves behind: how fast a backlog goes out when Kafka is back, while new records keep coming.
 
-First, as in the socket bench, as many records flow steadily through an agent, with a broker that was just started. Then the
+First as many records flow steadily through an agent, with a broker that was just started. Then the
 broker is stopped, another agent takes the backlog, and the broker is started again. Counted is the time from the first delivery
 until nothing of the backlog is left; what came in meanwhile was delivered too.
 """
@@ -8,15 +8,12 @@ until nothing of the backlog is left; what came in meanwhile was delivered too.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.bench.common import arrived, check_arrival, number, print_table, workplace
-from tests.bench.sockets import peer
+from tests.bench.senders import MOST_PROCESSES, Dialect, sending
 from tests.chaos.load import Load
 from tests.harness.agent import Agent
 from tests.harness.kafka import Kafka
@@ -34,22 +31,21 @@ LONGEST = 900.0
 def add(benches: argparse._SubParsersAction[Any]) -> None:
     parser = benches.add_parser("drain", help="a backlog after an outage, beside a steady flow")
     parser.add_argument("--records", type=number, default=5_000_000, help="records of the backlog (default: 5000000)")
-    parser.add_argument("--peers", type=number, default=4, help="connections, each of its own app (default: 4)")
+    parser.add_argument("--connections", type=number, default=4, help="connections (default: 4)")
     parser.add_argument("--rate", type=number, default=20_000, help="new records a second meanwhile (default: 20000)")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    each = arguments.records // arguments.peers
-    records = each * arguments.peers
-    print(f"{records} lines over {arguments.peers} connections\n", flush=True)
+    records, connections = arguments.records, arguments.connections
+    print(f"{records} lines over {connections} connections\n", flush=True)
     with workplace() as directory:
         kafka = Kafka(directory / "kafka")
         try:
             kafka.start()
             kafka.create_topic("steady")
             agent = make_agent(directory / "steady", kafka, "steady")
-            with sending(agent, arguments.peers, each):
+            with sending(Dialect.NATIVE, agent.socket, connections, records):
                 steady, steady_peak = timed(agent, "steady", records), agent.peak()
             agent.stop()
             whole = check_arrival("steady", arrived(kafka, "steady"), records)
@@ -58,15 +54,15 @@ def run(arguments: argparse.Namespace) -> int:
             kafka.stop()
 
             agent = make_agent(directory / "drain", kafka, "drain")
-            with sending(agent, arguments.peers, each) as peers:
-                for process in peers:
-                    process.join(LONGEST)
+            with sending(Dialect.NATIVE, agent.socket, connections, records) as senders:
+                for sender in senders:
+                    sender.join(LONGEST)
             load = Load([agent.socket], [], arguments.rate, 0)
             load.start()
             try:
                 kafka.start()
                 begun, delivered = first_delivery(agent)
-                eventually(lambda: not backlog(agent, arguments.peers), LONGEST, "the backlog to be sent")
+                eventually(lambda: not backlog(agent, connections), LONGEST, "the backlog to be sent")
                 seconds = time.monotonic() - begun
                 drained = (count(agent, "drain") - delivered) / seconds
                 peak = agent.peak()
@@ -102,23 +98,6 @@ def make_agent(directory: Path, kafka: Kafka, topic: str) -> Agent:
     return agent
 
 
-@contextmanager
-def sending(agent: Agent, peers: int, each: int) -> Iterator[list[Any]]:
-    """Peers that send `each` records; they have begun."""
-    context = multiprocessing.get_context("spawn")
-    ready = context.Barrier(peers + 1)
-    processes = [context.Process(target=peer, args=(str(agent.socket), f"app{place}", each, ready)) for place in range(peers)]
-    try:
-        for process in processes:
-            process.start()
-        ready.wait(60)
-        yield processes
-    finally:
-        for process in processes:
-            process.terminate()
-            process.join()
-
-
 def timed(agent: Agent, topic: str, records: int) -> float:
     """Records a second until `records` are delivered."""
     begun, delivered = first_delivery(agent)
@@ -139,8 +118,8 @@ def count(agent: Agent, topic: str) -> int:
     return int(agent.status()["kafka"]["delivered"].get(topic, 0))
 
 
-def backlog(agent: Agent, peers: int) -> int:
-    """Bytes of the peers' records that are not in flight yet."""
-    apps = {f"app{place}" for place in range(peers)}
+def backlog(agent: Agent, connections: int) -> int:
+    """Bytes of the senders' records that are not in flight yet."""
+    apps = {f"app{number}" for number in range(min(connections, MOST_PROCESSES))}
     time.sleep(ASK_SECONDS)
     return sum(source["lag_bytes"] for source in agent.status()["sources"] if source["app"] in apps)

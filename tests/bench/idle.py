@@ -17,12 +17,12 @@ from tests.bench.common import (
     arrived,
     broker,
     check_arrival,
-    make_lines,
     new_topic,
     number,
     print_table,
     workplace,
 )
+from tests.bench.data import make_lines
 from tests.harness import process
 from tests.harness.agent import Agent
 from tests.harness.kafka import Topics
