@@ -1,112 +1,29 @@
-"""What the agent tells the outside: Prometheus metrics and the status, both read from the rooms' own counters when asked for.
-
-Nothing is counted twice and nothing on the way of a record knows of metrics.
-"""
+"""Prometheus metrics, read from the rooms' own counters when asked for: nothing on the way of a record knows of them."""
 
 from __future__ import annotations
 
 import platform
-import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import confluent_kafka
-import msgspec
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from forwarder.agent import Agent
 from forwarder.flight import BUCKETS
-from forwarder.http import Page, Pages
+from forwarder.status import connections, dropped
 from forwarder.version import __version__
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-
-def pages(agent: Agent) -> Pages:
-    """The agent's HTTP pages."""
+def of(agent: Agent) -> Callable[[], bytes]:
+    """What makes the text that Prometheus reads of the agent and its process, each time anew."""
     registry = CollectorRegistry()
     registry.register(_AgentCollector(agent))
     ProcessCollector(registry=registry)
-    return {
-        "/metrics": lambda: Page(200, CONTENT_TYPE, generate_latest(registry)),
-        "/status": lambda: Page(200, "application/json", msgspec.json.encode(status(agent))),
-        # Answering at all shows that the loop turns.
-        "/healthz": lambda: Page(200, "text/plain", b"ok\n"),
-        "/readyz": lambda: _ready(agent),
-    }
-
-
-def _ready(agent: Agent) -> Page:
-    if not agent.ready:
-        return Page(503, "text/plain", b"starting\n")
-    if not agent.state_writable:
-        return Page(503, "text/plain", b"the state directory is not writable\n")
-    return Page(200, "text/plain", b"ok\n")
-
-
-def status(agent: Agent) -> dict[str, Any]:
-    """What `/status` and `forwarder status --json` print."""
-    shipper = agent.shipper
-    return {
-        "agent": {
-            "name": agent.config.agent.name,
-            "version": __version__,
-            "uptime_seconds": round(time.time() - agent.started, 1),
-            "ready": agent.ready,
-            "state_writable": agent.state_writable,
-        },
-        "kafka": {
-            "bootstrap_servers": agent.bootstrap,
-            "connected": shipper.connected,
-            "in_flight_bytes": shipper.in_flight,
-            "window_bytes": shipper.window,
-            "oldest_unacked_seconds": round(shipper.oldest_unacked(), 3),
-            "delivered": dict(shipper.delivered),
-            "dead": dict(shipper.dead),
-            "producers_replaced": shipper.replaced,
-            "exactly_once_broken": dict(shipper.broken),
-        },
-        "sources": [
-            {
-                "name": lane.source.name,
-                "app": lane.source.app,
-                "position": lane.position,
-                "lag_bytes": lane.lag(),
-                "records": lane.records,
-                "records_per_second": round(lane.rate, 1),
-                "waits": lane.waiting is not None,
-                "waits_for_topic": lane.waits_for,
-                "trouble": lane.trouble,
-            }
-            for lane in shipper.lanes()
-        ],
-        "spool": {
-            "bytes": agent.spools.disk_bytes,
-            "max_bytes": agent.config.spool.max_bytes,
-            "apps": {spool.app: spool.bytes for spool in agent.spools},
-            "damaged_bytes": sum(spool.damaged_bytes for spool in agent.spools),
-            "missing_bytes": sum(spool.missing_bytes for spool in agent.spools),
-            "disk_errors": agent.spools.disk_errors,
-        },
-        "dropped": [{"app": app, "reason": reason, "records": count} for (app, reason), count in _dropped(agent).items()],
-        "client_dropped": dict(agent.listener.client_dropped),
-        "rejected": dict(agent.listener.rejected),
-        "cut": dict(agent.listener.cut + agent.tails.counts.cut),
-        "connections": dict(_connections(agent)),
-        "tail": agent.tails.statistics(),
-        "errors": list(shipper.errors),
-    }
-
-
-def _dropped(agent: Agent) -> Counter[tuple[str, str]]:
-    return agent.spools.dropped + agent.shipper.dropped
-
-
-def _connections(agent: Agent) -> Counter[str]:
-    return Counter(connection.app for connection in agent.listener.connections)
+    return lambda: generate_latest(registry)
 
 
 class _AgentCollector(Collector):
@@ -142,7 +59,7 @@ class _AgentCollector(Collector):
         yield counter("records_received", "Records taken from apps, stored or read from files.", ["source", "app"], dict(records))
         yield counter("bytes_received", "Bytes taken from apps, stored or read from files.", ["source", "app"], dict(size))
         yield counter("records_delivered", "Records that Kafka has acknowledged.", ["topic"], dict(shipper.delivered))
-        yield counter("records_dropped", "Records given up, by reason.", ["app", "reason"], dict(_dropped(agent)))
+        yield counter("records_dropped", "Records given up, by reason.", ["app", "reason"], dict(dropped(agent)))
         yield counter("records_dead", "Records Kafka refused for good, set aside.", ["reason"], dict(shipper.dead))
         yield counter(
             "records_cut", "Records above max_record, cut and marked.", ["app"], dict(listener.cut + agent.tails.counts.cut)
@@ -190,7 +107,7 @@ class _AgentCollector(Collector):
         )
         yield self._gauges("source_lag_bytes", "Bytes that are there and not yet read.", ["source", "app"], lag)
         yield self._gauges("spool_bytes", "Bytes of the spool on disk.", ["app"], {(s.app,): s.bytes for s in agent.spools})
-        yield self._gauges("connections", "Open connections.", ["app"], {(app,): n for app, n in _connections(agent).items()})
+        yield self._gauges("connections", "Open connections.", ["app"], {(app,): n for app, n in connections(agent).items()})
         yield gauge("in_flight_bytes", "Bytes sent and not yet acknowledged by Kafka.", shipper.in_flight)
         yield gauge("oldest_unacked_seconds", "Age of the oldest record that is not in Kafka yet.", shipper.oldest_unacked())
         yield gauge("kafka_connected", "Whether Kafka answers.", shipper.connected)

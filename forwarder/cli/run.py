@@ -26,13 +26,13 @@ def run(args: argparse.Namespace) -> int:
 
     import uvloop
 
-    from forwarder import agent, logs, metrics, positions, transactions, unix
+    from forwarder import agent, logs, positions, status, transactions, unix
     from forwarder.spool import block
 
     logs.set_up()
     _raise_descriptor_limit()
     try:
-        return agent.run(settings, uvloop.new_event_loop, metrics.pages)
+        return agent.run(settings, uvloop.new_event_loop, status.pages)
     except (agent.StateInUse, unix.SocketInUse, positions.UnknownVersion, block.UnknownVersion, OSError) as error:
         print(f"forwarder: cannot run: {error}", file=sys.stderr)
         return 1

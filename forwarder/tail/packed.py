@@ -1,16 +1,13 @@
 """Files that were compressed after a rotation, while the agent was away: what had not been read of them is unpacked and read.
 
 Only what is wanted is kept, in a file without a name: the beginning, which tells it from others, and what lies behind the
-position. After a crash the same is found in the same archive again.
+position. After a crash the same is found in the same archive again. The libraries for it, a megabyte, are loaded then.
 """
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import lzma
+import importlib
 import os
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,12 +18,12 @@ import msgspec
 from forwarder.tail.identity import MARK_BYTES, Ended, Identity, digest, holds
 
 BLOCK_BYTES = 1 << 20
-_OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_LIBRARIES = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}
 
 
 def name_before(name: str) -> str:
     """The name before compression; empty for what is no archive."""
-    return next((name.removesuffix(suffix) for suffix in _OPENERS if name.endswith(suffix)), "")
+    return next((name.removesuffix(suffix) for suffix in _LIBRARIES if name.endswith(suffix)), "")
 
 
 class Sought(msgspec.Struct, frozen=True):
@@ -46,7 +43,10 @@ def unpack(
     be `unknown`. Takes minutes for what is large, so this may run in a thread, until it is `stopped`. Raises OSError, also
     when the archive is damaged or it was stopped.
     """
-    with _OPENERS[Path(path).suffix](path) as archive, tempfile.TemporaryFile(dir=scratch, buffering=0) as file:
+    import tempfile
+
+    library: Any = importlib.import_module(_LIBRARIES[Path(path).suffix])
+    with library.open(path) as archive, tempfile.TemporaryFile(dir=scratch, buffering=0) as file:
         at = begin = 0
         alike: list[Sought] = []
         for block in _blocks(archive):
@@ -67,6 +67,8 @@ def unpack(
 
 
 def _blocks(archive: IO[bytes]) -> Iterator[bytes]:
+    import lzma
+
     try:
         while block := archive.read(BLOCK_BYTES):
             yield block

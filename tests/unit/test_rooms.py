@@ -50,7 +50,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "logs": {"systemd"},
     "http": {"unix"},
     "client": set(),
-    "metrics": {"agent", "flight", "http", "version"},
+    "status": {"agent", "http", "metrics", "version"},
+    "metrics": {"agent", "flight", "status", "version"},
     "agent": {
         "config",
         "enrich",
