@@ -49,6 +49,7 @@ MOST_OF_PEERS = 0.5
 """Of the processor time of rsyslog or syslog-ng: what the agent may take on the same path."""
 MOST_MEMORY = 80_000_000
 ROOM = {"max_bytes": "64GiB", "max_bytes_per_app": "64GiB"}
+CUSTOMER = {"pattern": r"customer \d+", "replace": "customer *"}
 EXACTLY_ONCE = {"delivery": "exactly-once"}
 
 
@@ -172,13 +173,15 @@ def check(subject: Subject, kafka: Topics, topic: str, data: Input) -> bool:
 # What is measured
 
 
-def tailed(kafka: Mapping[str, Any] = {}, joined: bool = False, **tail: Any) -> Callable[[Round], Cost]:
+def tailed(
+    kafka: Mapping[str, Any] | None = None, joined: bool = False, redact: Sequence[Mapping[str, str]] = (), **tail: Any
+) -> Callable[[Round], Cost]:
     """An agent that tails the file."""
 
     def measure(one: Round) -> Cost:
-        settings = {"bootstrap_servers": one.kafka.bootstrap, "topic": one.topic, **kafka}
+        settings = {"bootstrap_servers": one.kafka.bootstrap, "topic": one.topic, **(kafka or {})}
         tables = {"agent": {"name": one.topic}, "kafka": settings, "tail": [{"paths": [str(one.input.path)], **tail}]}
-        agent = Agent(one.directory, tables)
+        agent = Agent(one.directory, {**tables, "redact": redact} if redact else tables)
         begun = time.monotonic()
         agent.start()
         try:
@@ -189,11 +192,11 @@ def tailed(kafka: Mapping[str, Any] = {}, joined: bool = False, **tail: Any) -> 
     return measure
 
 
-def received(dialect: Dialect, connections: int, kafka: Mapping[str, Any] = {}) -> Callable[[Round], Cost]:
+def received(dialect: Dialect, connections: int, kafka: Mapping[str, Any] | None = None) -> Callable[[Round], Cost]:
     """An agent that apps' connections write to."""
 
     def measure(one: Round) -> Cost:
-        agent = listening(one, one.kafka.bootstrap, kafka)
+        agent = listening(one, one.kafka.bootstrap, kafka or {})
         agent.start()
         try:
             with sending(dialect, agent.socket, connections, one.input.lines):
@@ -256,6 +259,7 @@ SUBJECTS = (
     Subject("file", "as it is", SYSLOG_NG, USUAL, daemon(SYSLOG_NG)),
     Subject("file", "JSON checked", "agent", USUAL, tailed()),
     Subject("file", "fields spliced", "agent", USUAL, tailed(fields={"env": "prod", "team": "checkout"}), most=1.35),
+    Subject("file", "redacted", "agent", USUAL, tailed(redact=[CUSTOMER])),
     Subject("file", "key from a field", "agent", USUAL, tailed(key="{field:request_id}")),
     Subject("file", "exactly-once", "agent", USUAL, tailed(EXACTLY_ONCE, format="raw")),
     Subject("socket", "1 connection", "agent", USUAL, received(Dialect.NATIVE, 1), most=1.45),
