@@ -26,6 +26,7 @@ from forwarder import config, enrich, http, systemd
 from forwarder.exactly_once import ExactlyOnceShipper
 from forwarder.listener import Listener
 from forwarder.positions import Positions
+from forwarder.redact import Rule
 from forwarder.route import Prepare, Route, describe, described, make_route
 from forwarder.shipper import Shipper
 from forwarder.source import TAIL_PREFIX
@@ -190,7 +191,7 @@ class Agent:
     def _route(self, app: str, topic: str | None, key: str | None, fields: dict[str, object]) -> Route:
         kafka = self.config.kafka
         prepare: Prepare | None = enrich.pipeline(
-            {**self.config.fields, **fields}, [(rule.pattern, rule.replace) for rule in self.config.redact]
+            {**self.config.fields, **fields}, [Rule(rule.name, rule.pattern, rule.replace) for rule in self.config.redact]
         )
         return make_route(topic or kafka.topic, key or kafka.key, app=app, host=self.host, prepare=prepare)
 

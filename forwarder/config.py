@@ -198,10 +198,24 @@ class Spool(_Table, frozen=True, kw_only=True):
 
 
 class Redact(_Table, frozen=True, kw_only=True):
-    """Something to be taken out of every record."""
+    """Something to be taken out of every record: a ready-made `name`, or a `pattern`."""
 
-    pattern: Annotated[str, about("Regular expression, matched against the record's bytes.", kind="pattern")]
-    replace: Annotated[str, about(r"What stands in its place; \1 and \g<name> refer to groups.")]
+    name: Annotated[
+        Literal["email", "credit-card", "ipv4", "jwt", "bearer-token", "aws-key", "url-password"] | None,
+        about(
+            "What is to be taken out; of a bearer token and a password in a URL what stands before it stays.",
+            unset="pattern says it",
+        ),
+    ] = None
+    pattern: Annotated[
+        str | None,
+        about(
+            "Regular expression, matched against the record's bytes; refused when it can take long.",
+            kind="pattern",
+            unset="name says it",
+        ),
+    ] = None
+    replace: Annotated[str, about(r"What stands in its place; of a pattern \1 and \g<name> refer to groups.")] = "[redacted]"
 
 
 class Http(_Table, frozen=True, kw_only=True):

@@ -116,12 +116,20 @@ class _Check:
         found = self._members(node, struct, key)
         if any(value is _BAD for value in found.values()):
             return _BAD
-        if struct is config.Redact and (reason := replacement_trouble(**found)):
+        built = struct(**found)
+        return built if not isinstance(built, config.Redact) or self._redact(node, built, key) else _BAD
+
+    def _redact(self, node: Node, built: config.Redact, key: str) -> bool:
+        if (built.name is None) == (built.pattern is None):
+            there = "both name and pattern" if built.name else "neither name nor pattern"
+            self._errors.add(node.origin, key, f"{there}; allowed: one of them")
+        elif built.pattern is not None and (reason := replacement_trouble(built.pattern, built.replace)):
             replace = node.value["replace"]
             found_there = shown(replace) if replace.secret else f"{shown(replace)}: {reason}"
             self._errors.add(replace.origin, f"{key}.replace", f"{found_there}; allowed: references to groups of pattern")
-            return _BAD
-        return struct(**found)
+        else:
+            return True
+        return False
 
     def _members(self, node: Node, struct: type[msgspec.Struct], key: str) -> dict[str, Any]:
         """The attributes of `struct` that the table gives."""

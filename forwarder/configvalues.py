@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from forwarder.configtree import quote
+from forwarder.redact import slowness
 
 SOCKET_PATH_BYTES = 107
 TOPIC_CHARACTERS = 249
@@ -252,6 +253,8 @@ def _pattern(text: str) -> str:
         raise Wrong(f": {error}") from None
     if empty:
         raise Wrong(", which matches empty text and so between all bytes")
+    if slow := slowness(text):
+        raise Wrong(f": {slow}", "a pattern that is fast whatever a record holds: bound what it repeats, as in {1,64}")
     return text
 
 

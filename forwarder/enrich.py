@@ -1,4 +1,4 @@
-"""What the agent changes in a record: fields put in, patterns taken out. Lists of bytes in, lists of bytes out.
+"""What the agent changes in a record: fields put in, and what `redact` takes out. Lists of bytes in, lists of bytes out.
 
 Fields are spliced in behind the opening brace, without parsing: a third of a microsecond a record, against 2.7 for decoding
 and encoding it. A name that the record has itself then stands twice; JSON parsers keep the last, which is the record's own.
@@ -6,23 +6,22 @@ and encoding it. A name that the record has itself then stands twice; JSON parse
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from forwarder.redact import Rule, redaction
 from forwarder.route import Prepare
 
 
-def pipeline(fields: Mapping[str, Any], redact: Iterable[tuple[str, str]]) -> Prepare | None:
-    """One function doing it all, or None when there is nothing to do; `redact` holds (pattern, replacement) pairs."""
+def pipeline(fields: Mapping[str, Any], redact: Sequence[Rule]) -> Prepare | None:
+    """One function doing it all, or None when there is nothing to do."""
     steps: list[Prepare] = []
     if fields:
         steps.append(splice(fields))
-    rules = [(re.compile(pattern.encode()), replacement.encode()) for pattern, replacement in redact]
-    if rules:
-        steps.append(_redaction(rules))
+    if redact:
+        steps.append(redaction(redact))
     if not steps:
         return None
     if len(steps) == 1:
@@ -49,15 +48,5 @@ def splice(fields: Mapping[str, Any]) -> Prepare:
         if record[:1] != b"{" or record[-1:] != b"}":
             return record
         return whole if record[1:-1].isspace() or len(record) == 2 else opening + record[1:]
-
-    return run
-
-
-def _redaction(rules: list[tuple[re.Pattern[bytes], bytes]]) -> Prepare:
-    def run(records: list[bytes]) -> list[bytes]:
-        for pattern, replacement in rules:
-            substitute = pattern.sub
-            records = [substitute(replacement, record) for record in records]
-        return records
 
     return run

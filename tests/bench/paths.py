@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import confluent_kafka
 
+from forwarder.redact import READYMADE
 from tests.bench import peers
 from tests.bench.common import (
     Cost,
@@ -259,7 +260,6 @@ SUBJECTS = (
     Subject("file", "as it is", SYSLOG_NG, USUAL, daemon(SYSLOG_NG)),
     Subject("file", "JSON checked", "agent", USUAL, tailed()),
     Subject("file", "fields spliced", "agent", USUAL, tailed(fields={"env": "prod", "team": "checkout"}), most=1.35),
-    Subject("file", "redacted", "agent", USUAL, tailed(redact=[CUSTOMER])),
     Subject("file", "key from a field", "agent", USUAL, tailed(key="{field:request_id}")),
     Subject("file", "exactly-once", "agent", USUAL, tailed(EXACTLY_ONCE, format="raw")),
     Subject("socket", "1 connection", "agent", USUAL, received(Dialect.NATIVE, 1), most=1.45),
@@ -270,6 +270,8 @@ SUBJECTS = (
     Subject("socket", "8, exactly-once", "agent", USUAL, received(Dialect.NATIVE, 8, EXACTLY_ONCE), most=1.7),
     Subject("socket", "8, pickled", "agent", USUAL, received(Dialect.PICKLED, 8), most=9.0),
     Subject("backlog", "8 apps", "agent", USUAL, backlog, most=1.2),
+    Subject("redact", "a pattern", "agent", USUAL, tailed(redact=[CUSTOMER])),
+    *(Subject("redact", name, "agent", USUAL, tailed(redact=[{"name": name}])) for name in READYMADE),
     *(
         subject
         for codec in ("none", "zstd")

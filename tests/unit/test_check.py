@@ -55,6 +55,8 @@ when_full = "drop-oldest"
 [[redact]]
 pattern = '([$${]\d+)\\ "x"$'
 replace = '\1$$$$'
+[[redact]]
+name = "credit-card"
 [fields]
 environment = "production"
 line = "tab\tand\nline feed"

@@ -155,8 +155,15 @@ BAD = [
      "allowed: a regular expression of Python that does not match empty text"),
     ("a replacement that refers to no group", kafka("[[redact]]\npattern = 'a'\nreplace = '\\1'"),
      '{F}: redact[0].replace: "\\\\1": invalid group reference 1 at position 1; allowed: references to groups of pattern'),
-    ("a pattern without a replacement", kafka('[[redact]]\npattern = "a"'),
-     "{F}: redact[0].replace: missing; required: a string"),
+    ("nothing to redact", kafka('[[redact]]\nreplace = "a"'),
+     "{F}: redact[0]: neither name nor pattern; allowed: one of them"),
+    ("a ready-made redaction and a pattern", kafka('[[redact]]\nname = "jwt"\npattern = "a"'),
+     "{F}: redact[0]: both name and pattern; allowed: one of them"),
+    ("a redaction that there is not", kafka('[[redact]]\nname = "mail"'),
+     '{F}: redact[0].name: "mail"; allowed: "email", "credit-card", "ipv4", "jwt", "bearer-token", "aws-key", "url-password"'),
+    ("a pattern that may take for ever", kafka("[[redact]]\npattern = '(a+)+$'"),
+     "{F}: redact[0].pattern: \"(a+)+$\": a record of some kilobytes such as 'aaaaaaaa…' takes it more than 50 ms; "
+     "allowed: a pattern that is fast whatever a record holds: bound what it repeats, as in {1,64}"),
     ("fields that JSON has not", kafka('[fields]\nx = inf\ny = 99999999999999999999\n"a b" = [nan]'),
      "{F}: fields.x: float inf; allowed: a number that JSON has\n"
      "{F}: fields.y: integer 99999999999999999999; allowed: an integer of 64 bits\n"

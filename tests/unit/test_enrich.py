@@ -9,8 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forwarder.enrich import pipeline, splice
+from forwarder.redact import Rule
 
 FIELDS = {"env": "prod", "rack": 7, "tags": ["a", "b"]}
+
+
+def rules(*pairs: tuple[str, str]) -> list[Rule]:
+    return [Rule(None, pattern, replace) for pattern, replace in pairs]
 
 
 def test_nothing_to_do_is_no_step_at_all() -> None:
@@ -62,30 +67,30 @@ def test_any_object_stays_valid_json(content: dict[str, object]) -> None:
 
 @given(st.lists(st.binary()))
 def test_no_bytes_make_the_steps_fail_or_lose_a_record(records: list[bytes]) -> None:
-    run = pipeline({"env": "prod"}, [("[0-9]+", "#")])
+    run = pipeline({"env": "prod"}, rules(("[0-9]+", "#")))
     assert run is not None
     assert len(run(records)) == len(records)
 
 
 def test_patterns_are_replaced_in_the_order_in_which_they_stand() -> None:
-    run = pipeline({}, [(r"\d{16}", "CARD"), (r"CARD (\w+)", r"\1 has a CARD")])
+    run = pipeline({}, rules((r"\d{16}", "CARD"), (r"CARD (\w+)", r"\1 has a CARD")))
     assert run is not None
     assert run([b"1234567812345678 ann", b"nothing here"]) == [b"ann has a CARD", b"nothing here"]
 
 
 def test_named_groups_and_other_alphabets_are_replaced_too() -> None:
-    run = pipeline({}, [(r"(?P<who>张三)", r"<\g<who>>"), ("geheim", "…")])
+    run = pipeline({}, rules((r"(?P<who>张三)", r"<\g<who>>"), ("geheim", "…")))
     assert run is not None
     assert run(["张三 geheim".encode()]) == ["<张三> …".encode()]
 
 
 def test_every_place_in_a_record_is_replaced() -> None:
-    run = pipeline({}, [("pw=[^ ]+", "pw=***")])
+    run = pipeline({}, rules(("pw=[^ ]+", "pw=***")))
     assert run is not None
     assert run([b"pw=a pw=b pw=c"]) == [b"pw=*** pw=*** pw=***"]
 
 
 def test_fields_that_were_put_in_are_redacted_too() -> None:
-    run = pipeline({"token": "secret"}, [("secret", "***")])
+    run = pipeline({"token": "secret"}, rules(("secret", "***")))
     assert run is not None
     assert [json.loads(record) for record in run([b'{"m":"a secret"}'])] == [{"token": "***", "m": "a ***"}]
