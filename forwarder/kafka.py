@@ -41,6 +41,8 @@ Report = Callable[[KafkaError | None, Message], Any]
 
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 METADATA_TIMEOUT = 5.0
+FLUSH_SECONDS = 0.002
+LONGEST_LINGER_MS = 900_000
 STEP_SECONDS = 1.0
 ADMIN_SECONDS = 3.0
 REBOOTSTRAPS = 0x020B0000
@@ -98,10 +100,10 @@ class Way(enum.Enum):
     """How a producer treats a record that fails for good."""
 
     GAPLESS = "becomes fatal, so that the success of a record proves all before it on its partition"
-    BATCHED = "reports it, with whatever else was in its batch"
+    BATCHED = "reports it, with whatever else was in its batch: all for one partition that was handed over between two polls"
     SINGLE = "reports it alone: each record is a batch"
     TRANSACTION = "has its whole transaction aborted"
-    PROBE = "reports it alone, in a transaction that is always aborted"
+    PROBE = "has a transaction aborted that is aborted anyway"
 
 
 def transactional_id(config: Config) -> str:
@@ -131,8 +133,11 @@ def producer_properties(config: Config, way: Way) -> dict[str, Any]:
         properties.setdefault("metadata.recovery.strategy", "none")
     # The broker judges the size, after compression; this limit would refuse before it.
     properties.setdefault("message.max.bytes", MAX_MESSAGE_BYTES)
-    if way in {Way.SINGLE, Way.PROBE}:
+    if way is Way.SINGLE:
         properties["batch.num.messages"] = 1
+    if way is Way.BATCHED:
+        # Of what is refused the next records of its key must not have been stored: no batch leaves before all is handed over.
+        properties.update({"linger.ms": LONGEST_LINGER_MS, "batch.num.messages": 1_000_000, "batch.size": MAX_MESSAGE_BYTES})
     if way in {Way.TRANSACTION, Way.PROBE}:
         properties.setdefault("retry.backoff.ms", TRANSACTION_RETRY_MS)
         properties["transactional.id"] = transactional_id(config) + ("-probe" if way is Way.PROBE else "")
@@ -159,6 +164,7 @@ class Kafka:
         self.fatal = ""
         """Why the producer can send nothing more, or empty."""
         self.connected = False
+        self._way = way
         properties = producer_properties(config, way)
         if batch_bytes:
             properties["batch.size"] = batch_bytes
@@ -205,9 +211,12 @@ class Kafka:
         return refused
 
     def poll(self) -> None:
-        """Serve reports."""
+        """Serve reports; of BATCHED also have sent what was handed over."""
         try:
-            self._producer.poll(0)
+            if self._way is Way.BATCHED:
+                self._producer.flush(FLUSH_SECONDS)
+            else:
+                self._producer.poll(0)
         except KafkaException as error:
             self._on_error(error.args[0])
 

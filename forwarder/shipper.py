@@ -8,8 +8,8 @@
 - Nothing is sent of a source that is not on disk with its position: a file whose first lines are in Kafka is found again
   wherever it was rotated to after a kill.
 - An error of a record itself puts it into the dead letters; an error of a topic makes its apps wait; any other error is
-  waited out. A producer that has become fatal is replaced and everything not settled sent again, carefully: record by
-  record, which finds the one that broke it.
+  waited out. A producer that has become fatal is replaced and everything not settled sent again, carefully: by halves
+  of what is refused, which finds the record that broke it.
 
 This is at-least-once; `exactly_once` says what is different in transactions. Everything here runs in the event loop's thread and
 never waits.
@@ -32,7 +32,8 @@ from confluent_kafka import KafkaError
 
 from forwarder import dead
 from forwarder.config import Config
-from forwarder.flight import FIRST_BACKOFF, LONGEST_BACKOFF, Flight, Histogram, Lane, Refused
+from forwarder.flight import FIRST_BACKOFF, LONGEST_BACKOFF, Flight, Halves, Histogram, Keyed, Lane, Record, Refused
+from forwarder.halving import halves
 from forwarder.kafka import FOR_GOOD, MAX_MESSAGE_BYTES, OF_TOPIC, Kafka, Report, Topic, Way
 from forwarder.positions import Mark, Positions, Saved
 from forwarder.source import Chunk, Source
@@ -61,8 +62,6 @@ HELD_BYTES, HELD_OVERHEAD = 4 * 1024 * 1024, 2048
 SAVED_AT_ONCE = 500
 CLOCK_STEP = 5.0
 """librdkafka waits by the time of day (its issue 2145): what it waits for when that is set back comes as much later."""
-
-Keyed = tuple[bytes | None, bytes]
 
 
 class Shipper:
@@ -310,17 +309,20 @@ class Shipper:
 
     def _send_each(self, flight: Flight, chunk: Chunk, records: list[bytes]) -> None:
         lane, route = flight.lane, chunk.route
-        if flight.start < lane.careful_until:
-            # With a batch refused and tried again record by record, records behind it would overtake those of their key.
-            flight.way = Way.BATCHED if route.key is None else Way.SINGLE
-        if route.key is not None and any(other.left and other.way is not flight.way for other in lane.flights):
-            # So would those that another producer sends meanwhile.
+        careful = flight.start < lane.careful_until
+        if route.key is not None and any(other.left and (careful or other.way is not Way.GAPLESS) for other in lane.flights):
+            # While parts of a chunk are sent again, or by another producer, records behind it would overtake those of their key.
             self._hold(lane, chunk)
             self._pause(lane, HOLD)
             return
         groups = self._grouped(flight, chunk, records)
-        if groups is not None:
-            lane.flights.append(flight)
+        if groups is None:
+            return
+        lane.flights.append(flight)
+        if careful:
+            flight.halves = halves(flat(groups))
+            self._send_part(flight, *next(flight.halves))
+        else:
             self._queue(flight, groups)
 
     def _grouped(self, flight: Flight, chunk: Chunk, records: list[bytes]) -> dict[str, list[Keyed]] | None:
@@ -338,6 +340,10 @@ class Shipper:
         for name, pairs in groups.items():
             flight.topics[name] = len(pairs)
         return groups
+
+    def _send_part(self, flight: Flight, records: list[Record], alone: bool) -> None:
+        flight.way = Way.SINGLE if alone else Way.BATCHED
+        self._queue(flight, by_topic(records))
 
     def _queue(self, flight: Flight, groups: Mapping[str, list[Keyed]]) -> None:
         """Send record by record, to the partitions that librdkafka chooses."""
@@ -369,6 +375,8 @@ class Shipper:
             # Of a producer that has become fatal success proves nothing; all this is about to be sent again.
             flight.left = -1  # nor is it done
             return
+        if flight.halves is not None and self._go_on(flight, flight.halves):
+            return
         if flight.refused and not self._handle_refused(flight):
             return
         if not flight.refused:
@@ -387,6 +395,22 @@ class Shipper:
             self._advance(lane)
         if lane.failed and not any(other.left for other in lane.flights):
             self._try_again(lane)
+
+    def _go_on(self, flight: Flight, parts: Halves) -> bool:
+        """A part of what is sent carefully has landed: send the next. False after the last, or if it must be sent again."""
+        refused = [each for each in flight.refused if each.error.code() in FOR_GOOD]
+        if len(refused) < len(flight.refused):
+            return False
+        if flight.way is Way.SINGLE:
+            flight.guilty += refused
+        flight.refused = []
+        try:
+            self._send_part(flight, *parts.send([each.record for each in refused]))
+        except StopIteration:
+            flight.halves, flight.way = None, Way.SINGLE
+            flight.refused, flight.guilty = flight.guilty, []
+            return False
+        return True
 
     def _advance(self, lane: Lane) -> None:
         flights = lane.flights
@@ -407,8 +431,7 @@ class Shipper:
             self._main.fatal = self._main.fatal or error.str()
             return False
         for_good = [each for each in flight.refused if each.error.code() in FOR_GOOD]
-        if for_good and flight.way is not Way.SINGLE and not flight.pinned:
-            # It may only have shared a batch with the one to blame: each of them once more, alone.
+        if for_good and flight.way is Way.GAPLESS and not flight.pinned:
             flight.way = Way.SINGLE
             lane.careful_until = max(lane.careful_until, flight.end)
             self._queue_again(flight)
@@ -486,11 +509,9 @@ class Shipper:
         self._wait(lane, "")
 
     def _queue_again(self, flight: Flight) -> None:
-        groups: dict[str, list[Keyed]] = {}
-        for refused in flight.refused:
-            groups.setdefault(refused.topic, []).append((refused.key, refused.value))
+        again = [refused.record for refused in flight.refused]
         flight.refused = []
-        self._queue(flight, groups)
+        self._queue(flight, by_topic(again))
 
     def _replace_producers(self) -> None:
         """The producer can send nothing more: a new one, and everything that is not settled again."""
@@ -759,3 +780,14 @@ class Shipper:
                 lane.waiting.cancel()
         for kafka in self._producers.values():
             kafka.close()
+
+
+def flat(groups: Mapping[str, list[Keyed]]) -> list[Record]:
+    return [(topic, key, value) for topic, pairs in groups.items() for key, value in pairs]
+
+
+def by_topic(records: Iterable[Record]) -> dict[str, list[Keyed]]:
+    groups: dict[str, list[Keyed]] = {}
+    for topic, key, value in records:
+        groups.setdefault(topic, []).append((key, value))
+    return groups
