@@ -189,7 +189,7 @@ class ExactlyOnceShipper(Shipper):
             self.in_flight -= lane.in_flight
             lane.in_flight = 0
             lane.failed = lane.retrying = False
-            lane.flights.clear()
+            lane.recall()
             self._seek(lane, lane.position)
             self.wake(lane.source)
 

@@ -74,7 +74,8 @@ class Flight:
         self.end = chunk.end
         self.count = len(chunk.records)
         self.charge = charge
-        self.received = chunk.received
+        self.received = 0.0
+        """On the loop's clock, which nobody sets."""
         self.landed = landed
         self.left = 0
         self.pinned = False
@@ -156,6 +157,7 @@ class Lane:
         self.careful_for = 0.0
         """Until this time on the loop's clock everything is."""
         self.behind_since = 0.0
+        """Since when, on the loop's clock, there is something that is not in flight; 0 when it is not known that there is."""
         self.tailed = source.name.startswith(TAIL_PREFIX)
         self.read_to = source.position
         self.records = 0
@@ -165,6 +167,12 @@ class Lane:
     def lag(self) -> int:
         """Bytes that are there and not yet sent."""
         return self.source.lag() + (self.held.size if self.held is not None else 0)
+
+    def recall(self, index: int = 0) -> None:
+        """What is in its flights from this one on is to be read again."""
+        if self.flights and not index:
+            self.behind_since = self.flights[0].received
+        del self.flights[index:]
 
     def measure(self, seconds: float) -> None:
         """Bring `rate`, records a second, up to date; called every `seconds`."""

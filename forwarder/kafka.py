@@ -175,8 +175,9 @@ class Kafka:
             log.warning("records are handed to librdkafka one by one, at twice the cost: %s", error)
             self._batch = None
         self._topic_changed = topic_changed
-        self._asked: queue.SimpleQueue[str | Producer] = queue.SimpleQueue()
-        threading.Thread(target=self._look_up, name="forwarder-metadata", daemon=True).start()
+        self._asked: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._closed = False
+        threading.Thread(target=self._look_up, args=(self._producer,), name="forwarder-metadata", daemon=True).start()
 
     def send(self, topic: str, records: list[bytes], partition: int, last: Report) -> KafkaError | None:
         """Queue `records`, at least one, for one partition; `last` hears of the last. An error means that it will not."""
@@ -224,13 +225,15 @@ class Kafka:
         """Have the topic looked up in the background; `topic_changed` gets the answer."""
         self._asked.put(topic)
 
-    def _look_up(self) -> None:
-        while isinstance(name := self._asked.get(), str):
-            self._topic_changed(name, self._topic(name))
+    def _look_up(self, producer: Producer) -> None:
+        while (name := self._asked.get()) is not None and not self._closed:
+            topic = self._topic(producer, name)
+            if not self._closed:
+                self._topic_changed(name, topic)
 
-    def _topic(self, name: str) -> Topic:
+    def _topic(self, producer: Producer, name: str) -> Topic:
         try:
-            found = self._producer.list_topics(name, timeout=METADATA_TIMEOUT).topics[name]
+            found = producer.list_topics(name, timeout=METADATA_TIMEOUT).topics[name]
         except KafkaException as error:
             return Topic(problem=f"Kafka does not answer: {error.args[0].str()}")
         except Exception as error:  # the thread must go on, or apps would wait for ever
@@ -264,14 +267,14 @@ class Kafka:
         self._producer.abort_transaction(STEP_SECONDS)
 
     def close(self) -> None:
-        """Give up what is queued; nothing is reported any more. Does not wait."""
+        """Give up what is queued; nothing is reported or answered any more. Does not wait."""
         if self._batch is not None:
             self._batch.close()
-        producer = self._producer
-        del self._producer
-        producer.purge(blocking=False)
+        self._producer.purge(blocking=False)
         # Its last reference goes with the thread, because its end waits for threads of its own.
-        self._asked.put(producer)
+        del self._producer
+        self._closed = True
+        self._asked.put(None)
 
     def _on_error(self, error: KafkaError) -> None:
         if error.fatal():

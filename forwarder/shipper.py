@@ -159,8 +159,8 @@ class Shipper:
             return
         lane.active = True
         lane.credit = 0
-        if not lane.flights:
-            lane.behind_since = self._clock()
+        if not lane.flights and not lane.behind_since:
+            lane.behind_since = self._loop.time()
         self._active.append(lane)
         self._schedule()
 
@@ -271,6 +271,7 @@ class Shipper:
             records = route.prepare(records)
         size = sum(map(len, records))
         flight = Flight(lane, chunk, size + RECORD_OVERHEAD * len(records), self._landed)
+        flight.received = self._loop.time() - max(self._clock() - chunk.received, 0.0)
         if lane.careful_for > self._last_turn or (size > self._largest and max(map(len, records)) > self._largest):
             lane.careful_until = max(lane.careful_until, chunk.end)
         if not records:
@@ -380,11 +381,10 @@ class Shipper:
         if flight.refused and not self._handle_refused(flight):
             return
         if not flight.refused:
-            now = self._clock()
-            self.last_delivery = now
+            self.last_delivery = self._clock()
             self._main.connected = True
             self.delivered.update(flight.topics)
-            self.latency.observe(max(now - flight.received, 0.0), flight.count)
+            self.latency.observe(self._loop.time() - flight.received, flight.count)
             lane.backoff = FIRST_BACKOFF
             self._replace_backoff = FIRST_BACKOFF
             if lane.trouble:
@@ -419,6 +419,7 @@ class Shipper:
             lane.position = flights[done - 1].end
             self._moved[lane] = None
             del flights[:done]
+            lane.behind_since = self._loop.time() if not flights and lane.lag() else 0.0
         if lane.retrying and not flights:
             lane.retrying = False
             self.wake(lane.source)
@@ -502,8 +503,7 @@ class Shipper:
         for index, flight in enumerate(lane.flights):
             if flight.refused and flight.pinned:
                 self._seek(lane, flight.start)
-                while len(lane.flights) > index:
-                    lane.flights.pop()
+                lane.recall(index)
                 break
         lane.failed = False
         self._wait(lane, "")
@@ -537,7 +537,7 @@ class Shipper:
                 # One of these lanes is to blame; which, the reports of its records will say.
                 lane.careful_until = max(lane.careful_until, lane.flights[-1].end)
                 lane.careful_for = max(lane.careful_for, self._loop.time() + SUSPECT_SECONDS)
-                lane.flights.clear()
+                lane.recall()
                 self._seek(lane, lane.position)
             self.wake(lane.source)
         self._schedule()  # lanes that were active are not woken
@@ -750,14 +750,13 @@ class Shipper:
 
     def oldest_unacked(self) -> float:
         """Seconds since the oldest record that is not in Kafka yet reached the agent; 0 when there is none."""
-        now = self._clock()
-        oldest = now
+        oldest = now = self._loop.time()
         for lane in self._lanes.values():
             if lane.flights:
                 oldest = min(oldest, lane.flights[0].received)
             elif lane.lag() > 0 and lane.behind_since:
                 oldest = min(oldest, lane.behind_since)
-        return max(now - oldest, 0.0)
+        return now - oldest
 
     async def drain(self, timeout: float) -> bool:
         """Send what there is until all is settled; False when `timeout` seconds, or 5 without a delivery, did not do."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,48 +18,11 @@ from forwarder.route import Route
 from forwarder.shipper import SAVED_AT_ONCE, Shipper
 from forwarder.source import Chunk
 from tests.harness.broker import Broker
+from tests.harness.log import Log
 from tests.harness.virtual import VirtualLoop
 
 PLAIN, KEYED = Route("logs"), Route("logs", b"key")
 MANY = 2 * SAVED_AT_ONCE + 200
-
-
-class Log:
-    """A source in memory: chunks of records, each with its route; a position is a number of chunks."""
-
-    app = "shop"
-
-    def __init__(self, name: str, *chunks: tuple[Route, list[bytes]]) -> None:
-        self.name = name
-        self.position = 0
-        self.keeps = False
-        """Whether what is committed cannot be let go of."""
-        self.looked_at: Callable[[], None] = lambda: None
-        self._chunks = chunks
-
-    def read(self, max_bytes: int) -> Chunk | None:
-        if self.position == len(self._chunks):
-            return None
-        route, records = self._chunks[self.position]
-        self.position += 1
-        return Chunk(records, route, self.position - 1, self.position, 0.0)
-
-    def seek(self, position: int) -> None:
-        self.position = position
-
-    def skip(self, position: int, detail: str) -> None:
-        self.position = position
-
-    def commit(self, position: int) -> None:
-        if self.keeps:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-    def lag(self) -> int:
-        return len(self._chunks) - self.position
-
-    def detail(self, position: int) -> str:
-        self.looked_at()
-        return ""
 
 
 def single(number: int) -> Log:
