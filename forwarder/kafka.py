@@ -13,6 +13,7 @@ wait, each for `STEP_SECONDS` at most, and are for another thread than the event
 from __future__ import annotations
 
 import enum
+import functools
 import logging
 import queue
 import re
@@ -165,6 +166,7 @@ class Kafka:
         """Why the producer can send nothing more, or empty."""
         self.connected = False
         self._way = way
+        self._heard: list[tuple[Report, KafkaError | None, Message]] = []
         properties = producer_properties(config, way)
         if batch_bytes:
             properties["batch.size"] = batch_bytes
@@ -202,9 +204,10 @@ class Kafka:
     ) -> list[tuple[KafkaError, bytes | None, bytes]]:
         """Queue pairs of key and value; `each` hears of every record queued. Returns those refused, each with its error."""
         refused = []
+        report = functools.partial(self._hear, each) if self._way is Way.BATCHED else each
         for key, value in records:
             try:
-                self._producer.produce(topic, value, key, -1, each)
+                self._producer.produce(topic, value, key, -1, report)
             except KafkaException as error:
                 refused.append((error.args[0], key, value))
             except BufferError:
@@ -215,11 +218,21 @@ class Kafka:
         """Serve reports; of BATCHED also have sent what was handed over."""
         try:
             if self._way is Way.BATCHED:
-                self._producer.flush(FLUSH_SECONDS)
+                self._flush()
             else:
                 self._producer.poll(0)
         except KafkaException as error:
             self._on_error(error.args[0])
+
+    def _flush(self) -> None:
+        self._producer.flush(FLUSH_SECONDS)
+        # Only now: what is handed over during the flush would leave piece by piece.
+        heard, self._heard = self._heard, []
+        for each, error, message in heard:
+            each(error, message)
+
+    def _hear(self, each: Report, error: KafkaError | None, message: Message) -> None:
+        self._heard.append((each, error, message))
 
     def ask(self, topic: str) -> None:
         """Have the topic looked up in the background; `topic_changed` gets the answer."""
