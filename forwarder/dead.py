@@ -26,7 +26,7 @@ from pathlib import Path
 
 import msgspec
 
-from forwarder.spool import app_name, directory_name
+from forwarder.spool import app_name, directory_name, sync_directory
 
 SUFFIX = ".jsonl"
 NO_LIMIT = 1 << 62
@@ -95,6 +95,10 @@ def append(directory: Path, app: str, lines: bytes) -> None:
             os.ftruncate(fd, size)
             raise OSError(errno.ENOSPC, f"no room for the dead letters of {app}")
         os.fsync(fd)
+    if not size:
+        # Its name is to last too, and that of the directory, which may be as new.
+        sync_directory(directory)
+        sync_directory(directory.parent)
 
 
 def files(directory: Path) -> list[File]:

@@ -20,11 +20,11 @@ from confluent_kafka import KafkaError
 from msgspec.structs import replace
 
 from forwarder.config import Config
-from forwarder.flight import Flight, Lane, Refused
+from forwarder.flight import Flight, Keyed, Lane, Refused
 from forwarder.kafka import FOR_GOOD, OF_TOPIC, Kafka, Report, Way
 from forwarder.positions import Mark, Marks, Positions, Saved
 from forwarder.probe import Probe
-from forwarder.shipper import SAVED_AT_ONCE, SUSPECT_SECONDS, Keyed, Shipper, log
+from forwarder.shipper import SAVED_AT_ONCE, SUSPECT_SECONDS, Shipper, flat, log
 from forwarder.source import Chunk
 from forwarder.transactions import NOT_SAVED, Transactions
 from forwarder.worker import Worker
@@ -126,7 +126,7 @@ class ExactlyOnceShipper(Shipper):
     async def _try(self, flight: Flight, groups: Groups) -> None:
         """Find out what Kafka refuses of a chunk that is sent carefully, set it aside, and have the rest sent."""
         lane = flight.lane
-        records = [(name, key, value) for name, pairs in groups.items() for key, value in pairs]
+        records = flat(groups)
         judged = await self._probing.call(self._probe.judge, records)
         if judged is None or flight not in lane.flights:  # an older one was aborted meanwhile: all is read again
             return
@@ -189,7 +189,7 @@ class ExactlyOnceShipper(Shipper):
             self.in_flight -= lane.in_flight
             lane.in_flight = 0
             lane.failed = lane.retrying = False
-            lane.flights.clear()
+            lane.recall()
             self._seek(lane, lane.position)
             self.wake(lane.source)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import msgspec
 from confluent_kafka import KafkaError, Message
@@ -20,6 +20,12 @@ FIRST_BACKOFF, LONGEST_BACKOFF = 0.2, 15.0
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0, 3600.0)
 
 
+Record = tuple[str, "bytes | None", bytes]
+"""Topic, key and value."""
+Keyed = tuple["bytes | None", bytes]
+Halves = Generator[tuple[list[Record], bool], list[Record], None]
+
+
 class Refused(msgspec.Struct, frozen=True):
     """A record that was not delivered."""
 
@@ -29,6 +35,10 @@ class Refused(msgspec.Struct, frozen=True):
     key: bytes | None
     value: bytes
 
+    @property
+    def record(self) -> Record:
+        return self.topic, self.key, self.value
+
 
 class Flight:
     """A chunk on its way: `left` reports are outstanding.
@@ -36,12 +46,16 @@ class Flight:
     A `pinned` one went to one partition as a batch and hears of its last record only; any other hears of every record, and
     `refused` then holds exactly those that failed. In a transaction `heard` has what was reported, a message for each error,
     and it is the commit that counts.
+
+    One that is sent carefully is sent in parts, as `halves` say, and those found to be `guilty` are set aside at its end.
     """
 
     __slots__ = (
         "charge",
         "count",
         "end",
+        "guilty",
+        "halves",
         "heard",
         "landed",
         "lane",
@@ -60,13 +74,16 @@ class Flight:
         self.end = chunk.end
         self.count = len(chunk.records)
         self.charge = charge
-        self.received = chunk.received
+        self.received = 0.0
+        """On the loop's clock, which nobody sets."""
         self.landed = landed
         self.left = 0
         self.pinned = False
         self.way = Way.GAPLESS
         self.topics: Counter[str] = Counter()
         self.refused: list[Refused] = []
+        self.halves: Halves | None = None
+        self.guilty: list[Refused] = []
         self.heard: dict[KafkaError | None, Message] = {}
 
     def report(self, error: KafkaError | None, message: Message) -> None:
@@ -140,6 +157,7 @@ class Lane:
         self.careful_for = 0.0
         """Until this time on the loop's clock everything is."""
         self.behind_since = 0.0
+        """Since when, on the loop's clock, there is something that is not in flight; 0 when it is not known that there is."""
         self.tailed = source.name.startswith(TAIL_PREFIX)
         self.read_to = source.position
         self.records = 0
@@ -149,6 +167,12 @@ class Lane:
     def lag(self) -> int:
         """Bytes that are there and not yet sent."""
         return self.source.lag() + (self.held.size if self.held is not None else 0)
+
+    def recall(self, index: int = 0) -> None:
+        """What is in its flights from this one on is to be read again."""
+        if self.flights and not index:
+            self.behind_since = self.flights[0].received
+        del self.flights[index:]
 
     def measure(self, seconds: float) -> None:
         """Bring `rate`, records a second, up to date; called every `seconds`."""

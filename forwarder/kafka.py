@@ -13,6 +13,7 @@ wait, each for `STEP_SECONDS` at most, and are for another thread than the event
 from __future__ import annotations
 
 import enum
+import functools
 import logging
 import queue
 import re
@@ -41,6 +42,8 @@ Report = Callable[[KafkaError | None, Message], Any]
 
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 METADATA_TIMEOUT = 5.0
+FLUSH_SECONDS = 0.002
+LONGEST_LINGER_MS = 900_000
 STEP_SECONDS = 1.0
 ADMIN_SECONDS = 3.0
 REBOOTSTRAPS = 0x020B0000
@@ -98,10 +101,10 @@ class Way(enum.Enum):
     """How a producer treats a record that fails for good."""
 
     GAPLESS = "becomes fatal, so that the success of a record proves all before it on its partition"
-    BATCHED = "reports it, with whatever else was in its batch"
+    BATCHED = "reports it, with whatever else was in its batch: all for one partition that was handed over between two polls"
     SINGLE = "reports it alone: each record is a batch"
     TRANSACTION = "has its whole transaction aborted"
-    PROBE = "reports it alone, in a transaction that is always aborted"
+    PROBE = "has a transaction aborted that is aborted anyway"
 
 
 def transactional_id(config: Config) -> str:
@@ -131,8 +134,11 @@ def producer_properties(config: Config, way: Way) -> dict[str, Any]:
         properties.setdefault("metadata.recovery.strategy", "none")
     # The broker judges the size, after compression; this limit would refuse before it.
     properties.setdefault("message.max.bytes", MAX_MESSAGE_BYTES)
-    if way in {Way.SINGLE, Way.PROBE}:
+    if way is Way.SINGLE:
         properties["batch.num.messages"] = 1
+    if way is Way.BATCHED:
+        # Of what is refused the next records of its key must not have been stored: no batch leaves before all is handed over.
+        properties.update({"linger.ms": LONGEST_LINGER_MS, "batch.num.messages": 1_000_000, "batch.size": MAX_MESSAGE_BYTES})
     if way in {Way.TRANSACTION, Way.PROBE}:
         properties.setdefault("retry.backoff.ms", TRANSACTION_RETRY_MS)
         properties["transactional.id"] = transactional_id(config) + ("-probe" if way is Way.PROBE else "")
@@ -159,6 +165,8 @@ class Kafka:
         self.fatal = ""
         """Why the producer can send nothing more, or empty."""
         self.connected = False
+        self._way = way
+        self._heard: list[tuple[Report, KafkaError | None, Message]] = []
         properties = producer_properties(config, way)
         if batch_bytes:
             properties["batch.size"] = batch_bytes
@@ -169,8 +177,9 @@ class Kafka:
             log.warning("records are handed to librdkafka one by one, at twice the cost: %s", error)
             self._batch = None
         self._topic_changed = topic_changed
-        self._asked: queue.SimpleQueue[str | Producer] = queue.SimpleQueue()
-        threading.Thread(target=self._look_up, name="forwarder-metadata", daemon=True).start()
+        self._asked: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._closed = False
+        threading.Thread(target=self._look_up, args=(self._producer,), name="forwarder-metadata", daemon=True).start()
 
     def send(self, topic: str, records: list[bytes], partition: int, last: Report) -> KafkaError | None:
         """Queue `records`, at least one, for one partition; `last` hears of the last. An error means that it will not."""
@@ -195,9 +204,10 @@ class Kafka:
     ) -> list[tuple[KafkaError, bytes | None, bytes]]:
         """Queue pairs of key and value; `each` hears of every record queued. Returns those refused, each with its error."""
         refused = []
+        report = functools.partial(self._hear, each) if self._way is Way.BATCHED else each
         for key, value in records:
             try:
-                self._producer.produce(topic, value, key, -1, each)
+                self._producer.produce(topic, value, key, -1, report)
             except KafkaException as error:
                 refused.append((error.args[0], key, value))
             except BufferError:
@@ -205,23 +215,38 @@ class Kafka:
         return refused
 
     def poll(self) -> None:
-        """Serve reports."""
+        """Serve reports; of BATCHED also have sent what was handed over."""
         try:
-            self._producer.poll(0)
+            if self._way is Way.BATCHED:
+                self._flush()
+            else:
+                self._producer.poll(0)
         except KafkaException as error:
             self._on_error(error.args[0])
+
+    def _flush(self) -> None:
+        self._producer.flush(FLUSH_SECONDS)
+        # Only now: what is handed over during the flush would leave piece by piece.
+        heard, self._heard = self._heard, []
+        for each, error, message in heard:
+            each(error, message)
+
+    def _hear(self, each: Report, error: KafkaError | None, message: Message) -> None:
+        self._heard.append((each, error, message))
 
     def ask(self, topic: str) -> None:
         """Have the topic looked up in the background; `topic_changed` gets the answer."""
         self._asked.put(topic)
 
-    def _look_up(self) -> None:
-        while isinstance(name := self._asked.get(), str):
-            self._topic_changed(name, self._topic(name))
+    def _look_up(self, producer: Producer) -> None:
+        while (name := self._asked.get()) is not None and not self._closed:
+            topic = self._topic(producer, name)
+            if not self._closed:
+                self._topic_changed(name, topic)
 
-    def _topic(self, name: str) -> Topic:
+    def _topic(self, producer: Producer, name: str) -> Topic:
         try:
-            found = self._producer.list_topics(name, timeout=METADATA_TIMEOUT).topics[name]
+            found = producer.list_topics(name, timeout=METADATA_TIMEOUT).topics[name]
         except KafkaException as error:
             return Topic(problem=f"Kafka does not answer: {error.args[0].str()}")
         except Exception as error:  # the thread must go on, or apps would wait for ever
@@ -255,14 +280,14 @@ class Kafka:
         self._producer.abort_transaction(STEP_SECONDS)
 
     def close(self) -> None:
-        """Give up what is queued; nothing is reported any more. Does not wait."""
+        """Give up what is queued; nothing is reported or answered any more. Does not wait."""
         if self._batch is not None:
             self._batch.close()
-        producer = self._producer
-        del self._producer
-        producer.purge(blocking=False)
+        self._producer.purge(blocking=False)
         # Its last reference goes with the thread, because its end waits for threads of its own.
-        self._asked.put(producer)
+        del self._producer
+        self._closed = True
+        self._asked.put(None)
 
     def _on_error(self, error: KafkaError) -> None:
         if error.fatal():

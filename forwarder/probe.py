@@ -11,21 +11,17 @@ import functools
 import threading
 import time
 from collections.abc import Callable
-from itertools import islice
 
 import msgspec
-from confluent_kafka import KafkaError, KafkaException, Message
+from confluent_kafka import KafkaError, KafkaException
 
 from forwarder.config import Config
-from forwarder.flight import FIRST_BACKOFF, LONGEST_BACKOFF, Refused
+from forwarder.flight import FIRST_BACKOFF, LONGEST_BACKOFF, Keyed, Record, Refused
+from forwarder.halving import try_all
 from forwarder.kafka import FOR_GOOD, OF_TOPIC, Kafka, Way, group_metadata
 
-AT_ONCE = 200
 POLL_SECONDS = 0.002
 PATIENCE_SECONDS = 10.0
-
-Record = tuple[str, bytes | None, bytes]
-"""Topic, key and value."""
 
 
 class Judged(msgspec.Struct):
@@ -33,6 +29,14 @@ class Judged(msgspec.Struct):
 
     refused: dict[int, Refused]
     of_topic: Refused | None = None
+
+
+class _OfTopic(Exception):
+    """Nothing more can be found out."""
+
+
+class _Closed(Exception):
+    """The probe was closed."""
 
 
 class Probe:
@@ -47,57 +51,73 @@ class Probe:
     def judge(self, records: list[Record]) -> Judged | None:
         """Try all; None when the probe was closed."""
         judged = Judged({})
-        unknown = dict(enumerate(records))
-        backoff = FIRST_BACKOFF
-        while unknown and judged.of_topic is None:
-            try:
-                found = self._try(unknown, judged)
-            except KafkaException:
-                self._drop()
-                found = False
-            if not found and self._closing.wait(backoff):
-                return None
-            backoff = FIRST_BACKOFF if found else min(backoff * 2, LONGEST_BACKOFF)
+        places: dict[str, list[int]] = {}
+        for place, (topic, _, _) in enumerate(records):
+            places.setdefault(topic, []).append(place)
+        try:
+            for of_topic in places.values():
+                try_all(of_topic, functools.partial(self._refused, judged, records), few=1)
+        except _OfTopic:
+            pass
+        except _Closed:
+            return None
         return judged
 
-    def _try(self, unknown: dict[int, Record], judged: Judged) -> bool:
-        """One transaction of records of one topic: those found out about leave `unknown`. False when Kafka does not answer."""
+    def _refused(self, judged: Judged, records: list[Record], places: list[int], alone: bool) -> list[int]:
+        """All or none of these records of one topic. Raises _OfTopic, _Closed."""
+        topic, key, value = records[places[0]]
+        error = self._answer(topic, [records[place][1:] for place in places])
+        if error is None:
+            return []
+        if error.code() in OF_TOPIC:
+            judged.of_topic = Refused(error, topic, -1, None, b"")
+            raise _OfTopic
+        if alone:
+            judged.refused[places[0]] = Refused(error, topic, -1, key, value)
+        return places
+
+    def _answer(self, topic: str, records: list[Keyed]) -> KafkaError | None:
+        """What Kafka has against the topic, or for good against one of the records. Raises _Closed."""
+        backoff = FIRST_BACKOFF
+        while True:
+            try:
+                errors = self._try(topic, records)
+            except KafkaException:
+                self._drop()
+                errors = None
+            for bad in (OF_TOPIC, FOR_GOOD):
+                for error in errors or ():
+                    if error.code() in bad:
+                        return error
+            if errors is not None and not errors:
+                return None
+            if self._closing.wait(backoff):
+                raise _Closed
+            backoff = min(backoff * 2, LONGEST_BACKOFF)
+
+    def _try(self, topic: str, records: list[Keyed]) -> list[KafkaError] | None:
+        """The errors of one transaction of these records; None when Kafka does not say what becomes of all."""
         kafka = self._kafka or self._connect()
-        topic = next(iter(unknown.values()))[0]
-        some = dict(islice(((place, record) for place, record in unknown.items() if record[0] == topic), AT_ONCE))
-        heard: dict[int, KafkaError | None] = {}
+        heard: list[KafkaError | None] = []
         self._patiently(kafka.begin_transaction)
-        for place, (_, key, value) in some.items():
-            for refusal, _, _ in kafka.send_each(topic, [(key, value)], functools.partial(_hear, heard, place)):
-                heard[place] = refusal
-        of_all = self._listen(kafka, topic, heard, len(some))
-        answers = dict(heard)
+        heard += [refusal for refusal, _, _ in kafka.send_each(topic, records, lambda error, message: heard.append(error))]
+        of_all = self._listen(kafka, topic, heard, len(records))
+        answers = [of_all, *heard]
         try:
             self._patiently(kafka.abort_transaction)
         except KafkaException:  # as when it has never begun, because nothing of it was allowed
             self._drop()
-        for error in (of_all, *answers.values()):
-            if error is not None and error.code() in OF_TOPIC:
-                judged.of_topic = Refused(error, topic, -1, None, b"")
-                return True
-        found = False
-        for place, answer in answers.items():
-            if answer is not None and answer.code() not in FOR_GOOD:
-                continue
-            if answer is not None:
-                judged.refused[place] = Refused(answer, topic, -1, *some[place][1:])
-            del unknown[place]
-            found = True
-        return found
+        errors = [error for error in answers if error is not None]
+        return errors if errors or len(answers) > len(records) else None
 
-    def _listen(self, kafka: Kafka, topic: str, heard: dict[int, KafkaError | None], count: int) -> KafkaError | None:
+    def _listen(self, kafka: Kafka, topic: str, heard: list[KafkaError | None], count: int) -> KafkaError | None:
         """Until all of `count` or an error is heard of, or nothing for too long; returns an error that is none of a record's."""
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while len(heard) < count and not any(heard.values()) and time.monotonic() < deadline:
+        while len(heard) < count and not any(heard) and time.monotonic() < deadline:
             kafka.poll()
             if self._closing.wait(POLL_SECONDS):
                 break
-        if any(error is None or error.code() in FOR_GOOD for error in heard.values()):
+        if any(error is None or error.code() in FOR_GOOD for error in heard):
             return None
         # A transaction that may not write to a topic says so only when it is asked for something.
         try:
@@ -138,7 +158,3 @@ class Probe:
     def close(self) -> None:
         """May be called from any thread; whoever waits in `judge` gets None soon."""
         self._closing.set()
-
-
-def _hear(heard: dict[int, KafkaError | None], place: int, error: KafkaError | None, message: Message) -> None:
-    heard.setdefault(place, error)

@@ -8,8 +8,8 @@
 - Nothing is sent of a source that is not on disk with its position: a file whose first lines are in Kafka is found again
   wherever it was rotated to after a kill.
 - An error of a record itself puts it into the dead letters; an error of a topic makes its apps wait; any other error is
-  waited out. A producer that has become fatal is replaced and everything not settled sent again, carefully: record by
-  record, which finds the one that broke it.
+  waited out. A producer that has become fatal is replaced and everything not settled sent again, carefully: by halves
+  of what is refused, which finds the record that broke it.
 
 This is at-least-once; `exactly_once` says what is different in transactions. Everything here runs in the event loop's thread and
 never waits.
@@ -32,7 +32,8 @@ from confluent_kafka import KafkaError
 
 from forwarder import dead
 from forwarder.config import Config
-from forwarder.flight import FIRST_BACKOFF, LONGEST_BACKOFF, Flight, Histogram, Lane, Refused
+from forwarder.flight import FIRST_BACKOFF, LONGEST_BACKOFF, Flight, Halves, Histogram, Keyed, Lane, Record, Refused
+from forwarder.halving import halves
 from forwarder.kafka import FOR_GOOD, MAX_MESSAGE_BYTES, OF_TOPIC, Kafka, Report, Topic, Way
 from forwarder.positions import Mark, Positions, Saved
 from forwarder.source import Chunk, Source
@@ -61,8 +62,6 @@ HELD_BYTES, HELD_OVERHEAD = 4 * 1024 * 1024, 2048
 SAVED_AT_ONCE = 500
 CLOCK_STEP = 5.0
 """librdkafka waits by the time of day (its issue 2145): what it waits for when that is set back comes as much later."""
-
-Keyed = tuple[bytes | None, bytes]
 
 
 class Shipper:
@@ -160,8 +159,8 @@ class Shipper:
             return
         lane.active = True
         lane.credit = 0
-        if not lane.flights:
-            lane.behind_since = self._clock()
+        if not lane.flights and not lane.behind_since:
+            lane.behind_since = self._loop.time()
         self._active.append(lane)
         self._schedule()
 
@@ -272,6 +271,7 @@ class Shipper:
             records = route.prepare(records)
         size = sum(map(len, records))
         flight = Flight(lane, chunk, size + RECORD_OVERHEAD * len(records), self._landed)
+        flight.received = self._loop.time() - max(self._clock() - chunk.received, 0.0)
         if lane.careful_for > self._last_turn or (size > self._largest and max(map(len, records)) > self._largest):
             lane.careful_until = max(lane.careful_until, chunk.end)
         if not records:
@@ -310,17 +310,20 @@ class Shipper:
 
     def _send_each(self, flight: Flight, chunk: Chunk, records: list[bytes]) -> None:
         lane, route = flight.lane, chunk.route
-        if flight.start < lane.careful_until:
-            # With a batch refused and tried again record by record, records behind it would overtake those of their key.
-            flight.way = Way.BATCHED if route.key is None else Way.SINGLE
-        if route.key is not None and any(other.left and other.way is not flight.way for other in lane.flights):
-            # So would those that another producer sends meanwhile.
+        careful = flight.start < lane.careful_until
+        if route.key is not None and any(other.left and (careful or other.way is not Way.GAPLESS) for other in lane.flights):
+            # While parts of a chunk are sent again, or by another producer, records behind it would overtake those of their key.
             self._hold(lane, chunk)
             self._pause(lane, HOLD)
             return
         groups = self._grouped(flight, chunk, records)
-        if groups is not None:
-            lane.flights.append(flight)
+        if groups is None:
+            return
+        lane.flights.append(flight)
+        if careful:
+            flight.halves = halves(flat(groups))
+            self._send_part(flight, *next(flight.halves))
+        else:
             self._queue(flight, groups)
 
     def _grouped(self, flight: Flight, chunk: Chunk, records: list[bytes]) -> dict[str, list[Keyed]] | None:
@@ -338,6 +341,10 @@ class Shipper:
         for name, pairs in groups.items():
             flight.topics[name] = len(pairs)
         return groups
+
+    def _send_part(self, flight: Flight, records: list[Record], alone: bool) -> None:
+        flight.way = Way.SINGLE if alone else Way.BATCHED
+        self._queue(flight, by_topic(records))
 
     def _queue(self, flight: Flight, groups: Mapping[str, list[Keyed]]) -> None:
         """Send record by record, to the partitions that librdkafka chooses."""
@@ -369,14 +376,15 @@ class Shipper:
             # Of a producer that has become fatal success proves nothing; all this is about to be sent again.
             flight.left = -1  # nor is it done
             return
+        if flight.halves is not None and self._go_on(flight, flight.halves):
+            return
         if flight.refused and not self._handle_refused(flight):
             return
         if not flight.refused:
-            now = self._clock()
-            self.last_delivery = now
+            self.last_delivery = self._clock()
             self._main.connected = True
             self.delivered.update(flight.topics)
-            self.latency.observe(max(now - flight.received, 0.0), flight.count)
+            self.latency.observe(self._loop.time() - flight.received, flight.count)
             lane.backoff = FIRST_BACKOFF
             self._replace_backoff = FIRST_BACKOFF
             if lane.trouble:
@@ -388,6 +396,22 @@ class Shipper:
         if lane.failed and not any(other.left for other in lane.flights):
             self._try_again(lane)
 
+    def _go_on(self, flight: Flight, parts: Halves) -> bool:
+        """A part of what is sent carefully has landed: send the next. False after the last, or if it must be sent again."""
+        refused = [each for each in flight.refused if each.error.code() in FOR_GOOD]
+        if len(refused) < len(flight.refused):
+            return False
+        if flight.way is Way.SINGLE:
+            flight.guilty += refused
+        flight.refused = []
+        try:
+            self._send_part(flight, *parts.send([each.record for each in refused]))
+        except StopIteration:
+            flight.halves, flight.way = None, Way.SINGLE
+            flight.refused, flight.guilty = flight.guilty, []
+            return False
+        return True
+
     def _advance(self, lane: Lane) -> None:
         flights = lane.flights
         done = next((number for number, flight in enumerate(flights) if not flight.done), len(flights))
@@ -395,6 +419,7 @@ class Shipper:
             lane.position = flights[done - 1].end
             self._moved[lane] = None
             del flights[:done]
+            lane.behind_since = self._loop.time() if not flights and lane.lag() else 0.0
         if lane.retrying and not flights:
             lane.retrying = False
             self.wake(lane.source)
@@ -407,8 +432,7 @@ class Shipper:
             self._main.fatal = self._main.fatal or error.str()
             return False
         for_good = [each for each in flight.refused if each.error.code() in FOR_GOOD]
-        if for_good and flight.way is not Way.SINGLE and not flight.pinned:
-            # It may only have shared a batch with the one to blame: each of them once more, alone.
+        if for_good and flight.way is Way.GAPLESS and not flight.pinned:
             flight.way = Way.SINGLE
             lane.careful_until = max(lane.careful_until, flight.end)
             self._queue_again(flight)
@@ -479,18 +503,15 @@ class Shipper:
         for index, flight in enumerate(lane.flights):
             if flight.refused and flight.pinned:
                 self._seek(lane, flight.start)
-                while len(lane.flights) > index:
-                    lane.flights.pop()
+                lane.recall(index)
                 break
         lane.failed = False
         self._wait(lane, "")
 
     def _queue_again(self, flight: Flight) -> None:
-        groups: dict[str, list[Keyed]] = {}
-        for refused in flight.refused:
-            groups.setdefault(refused.topic, []).append((refused.key, refused.value))
+        again = [refused.record for refused in flight.refused]
         flight.refused = []
-        self._queue(flight, groups)
+        self._queue(flight, by_topic(again))
 
     def _replace_producers(self) -> None:
         """The producer can send nothing more: a new one, and everything that is not settled again."""
@@ -516,7 +537,7 @@ class Shipper:
                 # One of these lanes is to blame; which, the reports of its records will say.
                 lane.careful_until = max(lane.careful_until, lane.flights[-1].end)
                 lane.careful_for = max(lane.careful_for, self._loop.time() + SUSPECT_SECONDS)
-                lane.flights.clear()
+                lane.recall()
                 self._seek(lane, lane.position)
             self.wake(lane.source)
         self._schedule()  # lanes that were active are not woken
@@ -729,14 +750,13 @@ class Shipper:
 
     def oldest_unacked(self) -> float:
         """Seconds since the oldest record that is not in Kafka yet reached the agent; 0 when there is none."""
-        now = self._clock()
-        oldest = now
+        oldest = now = self._loop.time()
         for lane in self._lanes.values():
             if lane.flights:
                 oldest = min(oldest, lane.flights[0].received)
             elif lane.lag() > 0 and lane.behind_since:
                 oldest = min(oldest, lane.behind_since)
-        return max(now - oldest, 0.0)
+        return now - oldest
 
     async def drain(self, timeout: float) -> bool:
         """Send what there is until all is settled; False when `timeout` seconds, or 5 without a delivery, did not do."""
@@ -759,3 +779,14 @@ class Shipper:
                 lane.waiting.cancel()
         for kafka in self._producers.values():
             kafka.close()
+
+
+def flat(groups: Mapping[str, list[Keyed]]) -> list[Record]:
+    return [(topic, key, value) for topic, pairs in groups.items() for key, value in pairs]
+
+
+def by_topic(records: Iterable[Record]) -> dict[str, list[Keyed]]:
+    groups: dict[str, list[Keyed]] = {}
+    for topic, key, value in records:
+        groups.setdefault(topic, []).append((key, value))
+    return groups

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from forwarder.configload import Loaded
 
 WRONG_CONFIGURATION = 78
+OUSTED = 69
+"""Another agent of the same name ships: to start this one again would only go on with the quarrel."""
 
 
 def add_config_option(parser: argparse.ArgumentParser) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from forwarder.config import Config
     from forwarder.dead import DeadLetter, File
-    from forwarder.flight import Refused
+    from forwarder.flight import Record, Refused
     from forwarder.kafka import Kafka, Topic
 
 PIECE_LETTERS, PIECE_BYTES = 1000, 4 * 1024 * 1024
@@ -35,11 +35,6 @@ PATIENCE = 10.0
 POLL = 0.005
 SHOWN = 300
 """Characters of a value that `show` prints."""
-
-FEW = 16
-
-Record = tuple[str, "bytes | None", bytes]
-"""Topic, key and value."""
 
 T = TypeVar("T")
 
@@ -280,20 +275,17 @@ class _Sender:
 
     def send(self, letters: list[DeadLetter]) -> list[Refused]:
         """Send and wait for the answers; returns what was refused. Raises NotNow when there are no answers any more."""
-        return self._find_refused([(self._to or letter.topic, letter.key, letter.value) for letter in letters])
-
-    def _find_refused(self, records: list[Record]) -> list[Refused]:
-        """A record is refused with whatever shared its batch: those are sent again by halves, few of them one by one."""
+        from forwarder.halving import try_all
         from forwarder.kafka import FOR_GOOD
 
-        if len(records) <= FEW:
-            return self._send(self._single, records)
-        refused = self._send(self._batched, records)
-        found = [each for each in refused if each.error.code() not in FOR_GOOD]
-        again = [(each.topic, each.key, each.value) for each in refused if each.error.code() in FOR_GOOD]
-        half = len(again) // 2
-        for part in (again[:half], again[half:]):
-            found += self._find_refused(part)
+        found: list[Refused] = []
+
+        def refused(part: list[Record], alone: bool) -> list[Record]:
+            answers = self._send(self._single if alone else self._batched, part)
+            found.extend(each for each in answers if alone or each.error.code() not in FOR_GOOD)
+            return [each.record for each in answers if each.error.code() in FOR_GOOD]
+
+        try_all([(self._to or letter.topic, letter.key, letter.value) for letter in letters], refused)
         return found
 
     def _send(self, kafka: Kafka, records: list[Record]) -> list[Refused]:

@@ -7,7 +7,7 @@ import resource
 import sys
 from typing import Any
 
-from forwarder.cli.common import add_config_option, load_config
+from forwarder.cli.common import OUSTED, add_config_option, load_config
 
 
 def add(commands: argparse._SubParsersAction[Any]) -> None:
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     except transactions.Ousted as error:
         print(f"forwarder: stopped: {error}", file=sys.stderr)
-        return 1
+        return OUSTED
 
 
 def _raise_descriptor_limit() -> None:

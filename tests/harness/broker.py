@@ -19,6 +19,7 @@ from forwarder.kafka import Report, Topic, Way
 from tests.harness.virtual import VirtualLoop
 
 METADATA_TIMEOUT = 5.0
+FATAL = "made so by the test"
 
 
 class Taken(NamedTuple):
@@ -77,10 +78,14 @@ class Broker:
         for batch in self._queue:
             batch.error = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
 
-    def make_fatal(self) -> None:
-        """Each producer fails for good, with all it has in flight."""
+    def make_fatal(self, *, told: bool = False) -> None:
+        """Each producer fails for good, with all it has in flight; or, if that is to be `told`, with all but the last record of
+        its first batch, and the rest is reported as stored in the same poll."""
         for producer in self._producers:
-            producer.fatal = "made so by the test"
+            if told:
+                producer.fails = True
+            else:
+                producer.fatal = FATAL
 
     def crash(self, stored: int) -> None:
         """The agent is killed: the first `stored` batches in flight have arrived all the same."""
@@ -106,7 +111,11 @@ class Broker:
     def serve(self, producer: FakeKafka) -> None:
         """Take what is due and tell of it, as long as it is this producer's."""
         queue = self._queue
-        while queue and queue[0].producer is producer and not producer.fatal:
+        fails = producer.fails and bool(queue) and queue[0].producer is producer and queue[0].due <= self.loop.time()
+        if fails:
+            producer.fatal, producer.fails = FATAL, False
+            queue[0].records = queue[0].records[-1:]
+        while queue and queue[0].producer is producer and (fails or not producer.fatal):
             batch = queue[0]
             if self.away or batch.due > self.loop.time():
                 break
@@ -126,6 +135,8 @@ class FakeKafka:
 
     def __init__(self, broker: Broker, topic_changed: Callable[[str, Topic], None]) -> None:
         self.fatal = ""
+        self.fails = False
+        """Whether it becomes fatal when it serves its next report."""
         self.connected = False
         self._broker = broker
         self._topic_changed = topic_changed

@@ -3,7 +3,9 @@ that it acknowledged, and goes on by itself when the disk does."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from forwarder import config
+from forwarder.route import Route
+from forwarder.spool.spools import Spools
 from tests.conftest import AgentFactory
 from tests.harness import disk as disks
 from tests.harness.agent import Agent
@@ -20,6 +25,7 @@ from tests.harness.kafka import Kafka
 from tests.harness.native import Native, connect
 from tests.harness.oracle import judge
 from tests.harness.wait import eventually
+from tests.integration.shipping import new_topic
 
 pytestmark = pytest.mark.skipif(not disks.available(), reason="a disk that fails needs root and /dev/fuse")
 
@@ -52,6 +58,15 @@ def share_of_cpu(agent: Agent) -> float:
     before, since = agent.cpu(), time.monotonic()
     time.sleep(WATCHED)
     return (agent.cpu() - before) / (time.monotonic() - since)
+
+
+def open_in(directory: Path) -> int:
+    """How many descriptors of this process are of something in `directory`."""
+    count = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # that of the listing itself is gone
+            count += entry.readlink().is_relative_to(directory)
+    return count
 
 
 def told(agent: Agent, text: str) -> int:
@@ -199,6 +214,94 @@ def test_a_disk_that_lets_go_of_nothing_costs_no_record_and_is_tidied_later(
     disk.mend()
     eventually(lambda: len(list(directory.glob("*.seg"))) <= 1, what="the segments to go")
     assert running.terminate() == 0
+
+
+def test_a_spool_that_fails_to_open_leaves_nothing_open_and_is_opened_when_the_disk_lets_it(disk: FaultyDisk) -> None:
+    def open_all() -> Spools:
+        return Spools(
+            disk.path / "spool",
+            config.Spool(max_bytes_per_app=8 * 64 * 1024),
+            routes=lambda app, route: Route("logs"),
+            wake=lambda spool: None,
+            added=lambda spool: None,
+            removed=lambda spool: None,
+        )
+
+    (disk.path / "spool").mkdir()
+    first = open_all()
+    spool = first.of("shop")
+    for _ in range(6):
+        first.append(spool, b"x" * 30_000 + b"\n", 1, 0.0)
+    end = spool.end
+    first.close()
+    for kind in (disks.REMOVE, disks.READ):
+        again = open_all()
+        on_disk = sum(path.stat().st_size for path in (disk.path / "spool" / "shop").glob("*.seg"))
+        disk.fail(errno.EIO, kind)
+        again.open_all({"spool:shop": end - 40_000})
+        for _ in range(50):
+            with contextlib.suppress(OSError):
+                again.of("shop")
+        # One that could be opened holds the descriptor that it appends to.
+        assert open_in(disk.path) <= 1, kind
+        assert again.disk_bytes in {0, on_disk}, kind
+        disk.mend()
+        assert again.of("shop").end == end
+        again.close()
+        assert open_in(disk.path) == 0, kind
+
+
+@pytest.fixture
+def small_disk(directory: Path) -> Iterator[Path]:
+    path = directory / "small"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", path], check=True)
+    yield path
+    subprocess.run(["umount", "--lazy", path], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delivery", ["at-least-once", "exactly-once"])
+def test_an_agent_starts_on_a_disk_without_any_room_and_ships_what_is_there(
+    small_disk: Path, agent: AgentFactory, gate: Gate, kafka: Kafka, delivery: str
+) -> None:
+    topic = new_topic(kafka, partitions=1)
+    state = {"state_dir": str(small_disk / "state"), "shutdown_timeout": "0s", "name": topic}
+    running = agent({"agent": state, "kafka": {**gate.settings, "topic": topic, "delivery": delivery}})
+    gate.open()
+    running.start()
+    with connect(running.socket) as peer:
+        peer.greet(app="shop", session="one")
+        send(peer, "w", range(100))
+        kafka.values(topic, expected=100)
+        gate.close()
+        assert running.terminate() == 0
+    running.start()
+    with connect(running.socket) as peer:
+        peer.greet(app="shop", session="one", first=100)
+        send(peer, "w", range(100, 300))
+        assert running.terminate() == 0
+    filler = small_disk / "filler"
+    with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+        while True:
+            file.write(bytes(512))
+    running.start(wait=False)
+    eventually(lambda: running.get("/healthz"), what="the agent to be there")
+    with connect(running.socket) as peer:
+        peer.greet(app="shop", session="one", first=300)
+        peer.send(lines("w", range(300, 400)))
+        gate.open()
+        judge(kafka.values(topic, expected=300), {"w": 300}).assert_none_lost()
+        with pytest.raises(TimeoutError):
+            peer.await_ack(400, 0.5)
+        filler.unlink()
+        peer.await_ack(400)
+    verdict = judge(kafka.values(topic, expected=400), {"w": 400})
+    verdict.assert_none_lost()
+    if delivery == "exactly-once":
+        verdict.assert_exact()
+    eventually(lambda: running.status()["agent"]["state_writable"], what="positions to be saved")
+    assert "Traceback" not in running.log()
 
 
 @pytest.mark.parametrize("policy", ["drop-oldest", "drop-newest"])

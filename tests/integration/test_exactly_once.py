@@ -21,6 +21,7 @@ from confluent_kafka.admin._acl import AclBinding, AclOperation, AclPermissionTy
 from confluent_kafka.admin._resource import ResourcePatternType, ResourceType
 
 from forwarder import config
+from forwarder.cli.common import OUSTED
 from forwarder.kafka import Numbered, last_number
 from tests.conftest import AgentFactory
 from tests.harness.agent import Agent, to_toml
@@ -437,7 +438,7 @@ def test_an_agent_that_comes_back_to_find_another_of_its_name_ends_and_disturbs_
         with writing(second, "b") as sent:
             await_flow(second)
             first.thaw()
-            assert first.wait() == 1
+            assert first.wait() == OUSTED
             await_flow(second)
     assert logged(first, 'forwarder: stopped: another agent with agent.name = ".*" ships to this Kafka.*a name of its own')
     await_settled(second)

@@ -78,6 +78,25 @@ def test_only_the_agent_may_read_them(tmp_path: Path) -> None:
     assert (tmp_path / "dead" / "shop.jsonl").stat().st_mode & 0o777 == 0o600
 
 
+def test_the_name_of_a_new_file_is_synced_and_so_is_that_of_its_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    directory = tmp_path / "dead"
+    write(directory, "shop", [letter(b"1")], NOON)
+    assert synced == [str(directory / "shop.jsonl"), str(directory), str(tmp_path)]
+    synced.clear()
+    write(directory, "shop", [letter(b"2")], NOON)
+    assert synced == [str(directory / "shop.jsonl")]
+
+
 def test_a_disk_that_takes_only_a_part_leaves_no_torn_line(tmp_path: Path) -> None:
     write(tmp_path, "shop", [letter(b"before")], NOON)
     child = os.fork()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
 
@@ -15,14 +16,17 @@ from tests.harness.agent import Agent
 from tests.harness.kafka import Kafka, free_ports
 from tests.harness.native import connect
 from tests.harness.oracle import judge
+from tests.harness.relay import Relay
 from tests.harness.wait import eventually
 from tests.integration.shipping import (
     await_settled,
+    dead_letters,
     delivered,
     lines,
     logged,
     new_topic,
     no_loss,
+    poison,
     send,
     source,
 )
@@ -168,3 +172,32 @@ def test_records_in_flight_when_their_topic_is_deleted_arrive_in_the_one_that_is
     assert found >= set(range(2000, 3000))
     delivered_to_both = running.metric("forwarder_records_delivered_total", topic=topic)
     assert delivered_to_both >= 3000
+
+
+def test_a_dead_letter_that_cannot_be_written_yet_has_nothing_sent_twice(
+    relayed: tuple[Kafka, Relay], agent: AgentFactory
+) -> None:
+    """The transaction that is being committed meanwhile holds records of the same app."""
+    kafka, relay = relayed
+    topic = new_topic(kafka, partitions=1, config={"max.message.bytes": "20000"})
+    exactly_once = {"bootstrap_servers": kafka.front, "topic": topic, "delivery": "exactly-once"}
+    running = agent({"agent": {"name": topic}, "kafka": {**exactly_once, "properties": {"batch.size": 10_000}}})
+    running.start()
+    send(running, [poison(25_000)])
+    eventually(lambda: dead_letters(running), 60, "the first dead letter")
+    # Those before it take two seconds to get there, the record to be refused a quarter of one.
+    relay.rate = 100_000
+    try:
+        # As a replay does that appends to it.
+        with (running.state / "dead" / "shop.jsonl").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            send(running, [poison(15_000, number, "w") for number in range(17)])
+            send(running, [poison(25_000, 1)])
+            eventually(lambda: source(running, "shop")["waits"], what="it to be tried in vain")
+            assert delivered(running) == 0, "it was tried too late"
+    finally:
+        relay.heal()
+    send(running, [poison(10, 17, "w")])
+    await_settled(running, 60)
+    judge(kafka.values(topic, expected=18), {"w": 18}).assert_exact()
+    assert len(dead_letters(running)) == 2
