@@ -7,7 +7,8 @@ is reported while `fatal` is set proves nothing: Kafka may have stored a batch b
 every record, for records that keys spread over partitions and for finding the one that made a producer fatal.
 
 In transactions no report is needed: a commit that succeeds proves all that was sent, however it was sent. The calls about them
-wait, each for `STEP_SECONDS` at most, and are for another thread than the event loop's.
+wait, each for `STEP_SECONDS` at most, and are for another thread than the event loop's. One of them may hang: it is left alone
+after `HUNG_SECONDS`, and the producer with it.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ METADATA_TIMEOUT = 5.0
 FLUSH_SECONDS = 0.002
 LONGEST_LINGER_MS = 900_000
 STEP_SECONDS = 1.0
+HUNG_SECONDS = 5.0
+"""librdkafka 2.16 may wait for ever for the coordinator of a group, whatever time it is given: it sleeps until any connection
+changes, and none does once the broker that it waits for is no longer named by the others (its issues 5456 and 5511)."""
 ADMIN_SECONDS = 3.0
 REBOOTSTRAPS = 0x020B0000
 TRANSACTION_RETRY_MS = 10
@@ -268,8 +272,28 @@ class Kafka:
         self._producer.begin_transaction()
 
     def add_number(self, topic: str, number: int, writer: str, group: object) -> None:
-        """Have the transaction, when it is committed, leave its number as an offset of the group."""
-        self._producer.send_offsets_to_transaction([TopicPartition(topic, 0, number, writer)], group, STEP_SECONDS)
+        """Have the transaction, when it is committed, leave its number as an offset of the group.
+
+        After an error that is neither retriable nor asks for an abort the producer is of no use any more.
+        """
+        send, offsets = self._producer.send_offsets_to_transaction, [TopicPartition(topic, 0, number, writer)]
+        ended: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+        def wait() -> None:
+            try:
+                send(offsets, group, STEP_SECONDS)
+            except Exception as error:  # it is raised where the outcome is waited for
+                ended.put(error)
+            else:
+                ended.put(None)
+
+        threading.Thread(target=wait, name="forwarder-number", daemon=True).start()
+        try:
+            error = ended.get(timeout=HUNG_SECONDS)
+        except queue.Empty:
+            error = KafkaException(KafkaError(KafkaError._TIMED_OUT, "librdkafka waits for a coordinator that is gone"))
+        if error is not None:
+            raise error
 
     def commit_transaction(self) -> None:
         """Wait for all that was sent, and commit."""

@@ -39,7 +39,7 @@ COMMIT_PACE = 0.03
 """Seconds from one commit to the next at least: each takes a millisecond of processor time, whatever is in it."""
 OLDEST = 0.5
 """A transaction is committed after so many seconds also when there is always more to send."""
-HUNG_SECONDS = 120.0
+HUNG_SECONDS = 30.0
 """No call of librdkafka takes so long; one that does never ends."""
 LOOK_SECONDS, HOPELESS_SECONDS = 1.0, 2.0
 """How often is looked whether a call hangs, and how long one may go on when it is known to be in vain."""
@@ -325,6 +325,7 @@ class Transactions:
             since, now = self._calling_since, time.monotonic()
             hopeless = self._hopeless is not None and now - self._hopeless_since > HOPELESS_SECONDS
             if since and (hopeless or now - since > HUNG_SECONDS):
+                result.cancel()
                 self._worker.close()
                 self._worker = Worker("forwarder-transactions")
                 self._calling_since = 0.0
@@ -398,7 +399,7 @@ class Transactions:
     def _patiently(self, call: Callable[..., None], *args: Any) -> None:
         """Call until it is done; raises KafkaException for what does not pass by itself, _Closing when the agent stops."""
         while True:
-            self._calling_since = time.monotonic()
+            since = self._calling_since = time.monotonic()
             try:
                 call(*args)
                 return
@@ -406,7 +407,8 @@ class Transactions:
                 if not error.args[0].retriable():
                     raise
             finally:
-                self._calling_since = 0.0
+                if self._calling_since == since:  # the thread was not given up meanwhile, or no other calls yet
+                    self._calling_since = 0.0
             if self._hopeless is not None:
                 raise KafkaException(self._hopeless)
             if self._closing.wait(RETRY_SECONDS):
