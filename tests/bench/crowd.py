@@ -10,6 +10,7 @@ import contextlib
 import multiprocessing
 import selectors
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.synchronize import Barrier, Event
@@ -76,9 +77,9 @@ def crowd(work: Any, places: Sequence[Place], *args: float) -> Iterator[Crowd]:
 
 def _run(work: Any, places: Sequence[Place], args: Sequence[float], barrier: Barrier, stopping: Event, result: Any) -> None:
     peers = []
-    for number, place in enumerate(places):
+    for place in places:
         peer = connect(place.path, TIMEOUT)
-        peer.greet(app=place.app, session=f"{place.app}-{number}")
+        peer.greet(app=place.app, session=uuid.uuid4().hex)
         peer.socket.setblocking(False)
         peers.append(peer)
     barrier.wait(TIMEOUT)
@@ -112,6 +113,7 @@ def trickle(peers: Sequence[Native], stopping: Event, rate: float) -> int:
     """All together send `rate` records a second, in turn and one in a write."""
     lines = make_lines(1000)
     sent = [0] * len(peers)
+    safe = [0] * len(peers)
     unsent = [b""] * len(peers)
     begun = time.monotonic()
     while not stopping.is_set():
@@ -120,13 +122,13 @@ def trickle(peers: Sequence[Native], stopping: Event, rate: float) -> int:
             sent[place] += 1
             unsent[place] = data[_write(peer, data) :]
             with contextlib.suppress(BlockingIOError):
-                _acknowledged(peer)
+                safe[place] = _acknowledged(peer)
         time.sleep(max(begun + sum(sent) / rate - time.monotonic(), 0))
     for place, peer in enumerate(peers):
         peer.socket.settimeout(TIMEOUT)
         peer.send_bytes(unsent[place])
-        while _acknowledged(peer) < sent[place]:
-            pass
+        while safe[place] < sent[place]:
+            safe[place] = _acknowledged(peer)
     return sum(sent)
 
 

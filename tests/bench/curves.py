@@ -9,7 +9,7 @@ at rest again and all is in Kafka. Peers are not counted. The most that a point 
 - files: each gets its share at once, in writes of a batch
 - backlog: an agent is started with so many bytes in its spool and delivers the first of them. The spool's segments, of which
   names alone say where they belong, are links to one: 20 GB of names take 64 MiB of disk. So the disk is read from memory.
-- beside: the records of one connection, while another app has such a backlog, which waits for a topic that cannot be
+- beside: the records of one connection, while another app has such a backlog, which waits for a topic that is not there
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from forwarder.route import describe
 from forwarder.spool import SEGMENT_BYTES, directory_name
 from forwarder.spool import block as blocks
 from tests.bench import idle
-from tests.bench.common import add_bootstrap, arrived, broker, check_arrival, new_topic, number, print_table, workplace
+from tests.bench.common import arrived, check_arrival, new_topic, number, print_table, workplace
 from tests.bench.crowd import BATCH_RECORDS, Place, crowd, flood, make_batches
 from tests.harness.agent import Agent
-from tests.harness.kafka import Topics
+from tests.harness.kafka import Topics, temporary_cluster
 from tests.harness.wait import eventually
 
 MOST_TIMES = 1.3
@@ -79,7 +79,6 @@ def add(benches: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--only", action="append", choices=CURVES, help="one curve, may be given several times")
     parser.add_argument("--points", metavar="N,N,…", help="other points than the curve's own")
     parser.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="where the plots go (default: here)")
-    add_bootstrap(parser)
     parser.set_defaults(run=run)
 
 
@@ -92,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.output.mkdir(parents=True, exist_ok=True)
     print(f"{arguments.records} records at each point; {arguments.rounds} rounds")
     whole = True
-    with workplace() as directory, broker(arguments.bootstrap, directory) as kafka:
+    with workplace() as directory, temporary_cluster(extra="auto.create.topics.enable=false") as kafka:
         for name in arguments.only or CURVES:
             curve = CURVES[name]
             points = tuple(map(float, arguments.points.split(","))) if arguments.points else curve.points
@@ -199,7 +198,7 @@ def backlog(work: Work, size: float) -> Cost:
 def beside(work: Work, size: float) -> Cost:
     agent = work.agent()
     if size:
-        lay_backlog(agent.state, "other", describe("no topic has spaces", None, {}), int(size * GB))
+        lay_backlog(agent.state, "other", describe("nowhere", None, {}), int(size * GB))
     with running(agent) as (_, ready), crowd(flood, [Place(str(agent.socket), "app")], work.records) as peers:
         cost = measured(work, agent, ready, peers.go, work.records)
         peers.join()
