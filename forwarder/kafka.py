@@ -16,6 +16,7 @@ from __future__ import annotations
 import enum
 import functools
 import logging
+import os
 import queue
 import re
 import threading
@@ -149,13 +150,21 @@ def producer_properties(config: Config, way: Way) -> dict[str, Any]:
     return properties
 
 
+def _any_turn() -> int:
+    return int.from_bytes(os.urandom(2), "big")
+
+
 class Topic(msgspec.Struct):
-    """What is known of a topic: the partitions that have a leader, or what is wrong with it."""
+    """What is known of a topic: the partitions that have a leader, or what is wrong with it.
+
+    Each agent begins with another partition: those of a fleet that began with the same one would all write to one broker, and
+    go on to the next together.
+    """
 
     partitions: list[int] = []
     problem: str = ""
     permanent: bool = False
-    turn: int = 0
+    turn: int = msgspec.field(default_factory=_any_turn)
     sent: int = 0
     asked: float = 0.0
     failures: int = 0

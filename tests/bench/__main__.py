@@ -6,13 +6,13 @@ import argparse
 import os
 import sys
 
-from tests.bench import drain, emit, idle, latency, paths, start
+from tests.bench import curves, drain, emit, fleet, idle, latency, paths, start
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="What a record costs and how long it takes.")
     benches = parser.add_subparsers(title="benches", metavar="BENCH", required=True)
-    for bench in (paths, latency, drain, idle, start, emit):
+    for bench in (paths, latency, drain, idle, start, curves, fleet, emit):
         bench.add(benches)
     named = sys.argv[1:]
     if not named or (named[0].startswith("-") and named[0] not in {"-h", "--help"}):

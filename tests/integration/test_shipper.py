@@ -247,6 +247,17 @@ def test_fields_are_put_in_and_patterns_taken_out_before_records_leave(
     assert second == b"plain password=***"
 
 
+def test_agents_that_start_together_do_not_all_begin_with_the_same_partition(kafka: Kafka, agent: AgentFactory) -> None:
+    topic = new_topic(kafka, partitions=100)
+    fleet = [agent({"kafka": {"bootstrap_servers": kafka.bootstrap, "topic": topic}}) for _ in range(4)]
+    for number, each in enumerate(fleet):
+        each.start()
+        send(each, lines(1, first=number))
+    records = kafka.records(topic, expected=len(fleet))
+    assert len(records) == len(fleet)
+    assert len({record.partition for record in records}) > 1, "once in a million runs they do"
+
+
 # Positions
 
 
