@@ -18,18 +18,18 @@ import errno
 import logging
 import logging.handlers
 import os
-import re
-import select
 import socket
 import sys
 import threading
 import time
 from collections import deque
+from itertools import count
 from typing import Any
 
 from forwarder.formatter import JSONFormatter, one_line, rescue
 from forwarder.ring import Kept, Ring
 from forwarder.session import BATCH, Session
+from forwarder.settings import greeting_of, parse_level, parse_size
 from forwarder.turns import Helper, Turns, count_calls, watch_forks
 
 DEFAULT_ADDRESS = "/run/forwarder/forwarder.sock"
@@ -43,11 +43,8 @@ TICK_WHEN_FULL = 0.01
 LINGER = 5.0
 DEEPEST = 2
 """One record may be logged while another one is being logged in the same thread (a signal handler, a `__str__`), no more."""
-LONGEST = {"app": 200, "topic": 249, "key": 1024}
-"""Characters, as the agent has it."""
-
-_UNITS = {"": 1, "b": 1, "k": 1000, "kb": 1000, "kib": 1 << 10, "m": 10**6, "mb": 10**6, "mib": 1 << 20}
-_UNITS.update({"g": 10**9, "gb": 10**9, "gib": 1 << 30})
+CROWD = 100
+"""Records that other threads have left behind from which on a thread lets them go first."""
 
 
 class _Nesting(threading.local):
@@ -99,22 +96,27 @@ class SocketHandler(logging.handlers.SocketHandler):
         self.keep_level = parse_level(keep_level)
         self.retryStart = 0.05
         self.retryMax = 0.25  # to ask costs 20 microseconds, and records wait in the ring meanwhile
-        self._greeting = {name: value for name in LONGEST if (value := getattr(self, name)) is not None}
-        for name, value in self._greeting.items():
-            if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= LONGEST[name]:
-                raise ValueError(f"{name} is {value!r}; it must be a printable string of 1 to {LONGEST[name]} characters")
+        self._greeting = greeting_of(app=self.app, topic=topic, key=key)
         self._layout = JSONFormatter(schema)
         self.formatter = self._layout
         self._retry_full_every = max(1, min(RETRY_FULL_EVERY, self.backlog // BATCH))
         self._retry_at: float | None = None
+        self._starting = threading.RLock()
         self._start()
         watch_forks(self)
 
+    _session: Session
+
     def _start(self) -> None:
         """Begin as a new process: nothing waits, nothing is connected."""
-        self._pid = os.getpid()
         self._turns = Turns(self._recover)
         self._inbox: deque[bytes] = deque()  # appended to by any thread; all else is touched by the one that is at work
+        self._lost = count()
+        self._lost_at = 0
+        self._losing = False
+        if self.sock is not None:
+            self._session.let_go(self.sock)
+            self.sock = None
         self._session = Session(Ring(self.backlog, self.drop), self._greeting)
         self._helper: Helper | None = None
         self._quiet = 0.0
@@ -122,14 +124,15 @@ class SocketHandler(logging.handlers.SocketHandler):
         self._given_up: tuple[int, int] | None = None
         self._ending = False
         self._closed = False
+        self._skipped = 0
         self._pause = 0.0
-        self._drop_connection()
         self._retry_at = None
+        self._pid = os.getpid()
 
     def _drop_connection(self) -> None:
         sock, self.sock = self.sock, None
         if sock is not None:
-            sock.close()
+            self._session.let_go(sock)
         self._skipped = 0
         if self._session.heard:
             self._pause = 0.0
@@ -142,7 +145,7 @@ class SocketHandler(logging.handlers.SocketHandler):
 
     @property
     def _waiting(self) -> bool:
-        return bool(self._inbox or self._session.waiting)
+        return bool(self._inbox or self._losing or self._session.waiting)
 
     # The app's side
 
@@ -158,7 +161,7 @@ class SocketHandler(logging.handlers.SocketHandler):
         if depth >= DEEPEST:
             depth = count_calls(SocketHandler.emit, sys._getframe(1))  # an interrupt may have left it wrong
             if depth >= DEEPEST:
-                self._inbox.append(b"")
+                self._lose()
                 return
         try:
             _nesting.depth = depth + 1
@@ -182,14 +185,26 @@ class SocketHandler(logging.handlers.SocketHandler):
     def send(self, s: bytes) -> None:  # type: ignore[override]  # the base class's Buffer has no name before Python 3.12
         """Put one line into the ring and send what the socket takes at once."""
         if os.getpid() != self._pid:
-            self._start()
-        self._inbox.append(s)
+            with self._starting:  # forked without telling Python, and with threads of its own by now
+                if os.getpid() != self._pid:
+                    self._start()
+        if len(self._inbox) >= CROWD:
+            time.sleep(0)  # for the thread at work: it takes them faster than others add, if they let it
+        if len(self._inbox) >= CROWD and (len(self._inbox) + 1) * len(s) > self.backlog:
+            self._lose()
+        else:
+            self._inbox.append(s)
         self._closed = False
         self._pump()
 
+    def _lose(self) -> None:
+        """Count a record that does not get into the ring."""
+        next(self._lost)
+        self._losing = True
+
     def handleError(self, record: logging.LogRecord) -> None:
         if not self.closeOnError or self.sock is None:
-            with contextlib.suppress(RecursionError):  # the only one the base class lets through
+            with contextlib.suppress(Exception):  # the base class lets through what a broken sys.stderr raises
                 logging.Handler.handleError(self, record)
         else:
             self._turns.take(self._drop_connection)
@@ -238,9 +253,14 @@ class SocketHandler(logging.handlers.SocketHandler):
     def _turn(self, final: bool) -> None:
         inbox, session = self._inbox, self._session
         ring = session.ring
-        while inbox:
+        for _ in range(len(inbox)):  # not until it is empty: other threads may be filling it as fast
             ring.put(inbox[0])
             inbox.popleft()
+        if self._losing:
+            self._losing = False
+            lost = next(self._lost)  # counts this call too
+            ring.dropped += lost - self._lost_at
+            self._lost_at = lost + 1
         if session.full and not final:
             self._skipped += 1
             if self._skipped % self._retry_full_every:
@@ -249,7 +269,7 @@ class SocketHandler(logging.handlers.SocketHandler):
         for _ in (1, 2):  # once more when a connection that worked is gone, or to tell of drops
             if self.sock is None:
                 self.createSocket()
-                if self.sock is None:
+                if self.sock is None or self._session is not session:  # a signal handler may have forked
                     break
             try:
                 session.exchange(self.sock, ring.limit + BATCH if final else TURN, final)
@@ -298,14 +318,18 @@ class SocketHandler(logging.handlers.SocketHandler):
         now = time.monotonic()
         if self._retry_at is not None and now < self._retry_at:
             return
+        session = self._session
         try:
             sock = self.makeSocket()
             sock.setblocking(False)
         except OSError:
             self._put_off()
             return
+        if self._session is not session:  # forked in between: it is the parent's
+            sock.close()
+            return
         self._retry_at = None
-        self._session.begin()
+        session.begin(sock)
         self.sock = sock
 
     def _put_off(self) -> None:
@@ -314,18 +338,9 @@ class SocketHandler(logging.handlers.SocketHandler):
         self._retry_at = time.monotonic() + self._pause
 
     def _wait(self, seconds: float) -> None:
-        """Until there may be something to read, or room to send, or an attempt to connect is due, or `seconds` are over."""
-        sock = self.sock
-        if sock is None:
-            due = TICK if self._retry_at is None else self._retry_at - time.monotonic()
-            time.sleep(max(0.001, min(seconds, due, TICK)))
-            return
-        try:
-            poll = select.poll()
-            poll.register(sock, select.POLLIN | (select.POLLOUT if self._session.rest else 0))
-            poll.poll(max(0.001, min(seconds, TICK)) * 1000)
-        except (OSError, ValueError):  # closed by another thread
-            time.sleep(0.001)
+        """A moment, or until the next attempt to connect is due. Not with `select.poll`, which eventlet takes away."""
+        due = 0.0 if self._retry_at is None else self._retry_at - time.monotonic()
+        time.sleep(min(seconds, max(0.001, min(due, TICK))))
 
     # While the app is idle, and around forks
 
@@ -370,7 +385,8 @@ class SocketHandler(logging.handlers.SocketHandler):
 
     def _in_parent(self) -> None:
         self._forking = False
-        if self._session.ring.unsent:  # what has only to be acknowledged has time, and from 3.13 on the warning comes after this
+        # From 3.13 on the warning of threads comes after this: what lacks its acknowledgement alone waits for the next record.
+        if self._session.ring.unsent or sys.version_info < (3, 13):
             self._see_to_helper()
 
     def _in_child(self) -> None:
@@ -379,20 +395,3 @@ class SocketHandler(logging.handlers.SocketHandler):
     def _at_end(self) -> None:
         self.flush()
         self._ending = True  # the same will not be waited for twice
-
-
-def parse_size(value: str | int) -> int:
-    """Bytes of 8388608, "8388608" or "8MiB". Raises ValueError."""
-    found = re.match(r"\s*(\d+)\s*([a-z]*)\s*\Z", str(value).lower())
-    if not found or found[2] not in _UNITS or not int(found[1]):
-        raise ValueError(f"{value!r} is no size; write bytes as a number, or like 8MiB")
-    return int(found[1]) * _UNITS[found[2]]
-
-
-def parse_level(value: str | int) -> int:
-    """The number of a level or its name. Raises ValueError."""
-    known = (logging.getLevelName(name) for name in (value, str(value).upper()))
-    level = value if isinstance(value, int) else next((level for level in known if isinstance(level, int)), None)
-    if level is None:
-        raise ValueError(f"keep_level is {value!r}; it must be a level, like WARNING or 30")
-    return level

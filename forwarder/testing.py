@@ -7,12 +7,14 @@
         assert agent.records[0]["order"] == 7
 
 It listens on a Unix socket in a directory of its own and acknowledges each record once it is in `records`: after `flush` all are
-there, in the order of their arrival. It knows no sessions: a record that is sent again after a reconnect is there twice.
+there, in the order of their arrival. It knows no sessions: a record that is sent again after a reconnect is there twice. When
+the `with` is over it has gone for those too that are connected: what they log waits.
 Standard library only, Python 3.8 and later.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import socket
@@ -31,14 +33,20 @@ class Agent:
         self.greetings: list[dict[str, Any]] = []
         self._directory = tempfile.mkdtemp(prefix="forwarder-")
         self.address = str(Path(self._directory) / "agent.sock")
+        self._connections: list[socket.socket] = []
         agent = self
 
         class Connection(socketserver.StreamRequestHandler):
             def handle(self) -> None:
-                agent._serve(self.rfile, self.connection)
+                with contextlib.suppress(ConnectionError):  # the app has gone, without waiting for an answer
+                    agent._serve(self.rfile, self.connection)
 
-        self._server = socketserver.ThreadingUnixStreamServer(self.address, Connection)
-        self._server.daemon_threads = True
+        class Server(socketserver.ThreadingUnixStreamServer):
+            def verify_request(self, request: Any, client_address: Any) -> bool:
+                agent._connections.append(request)
+                return True
+
+        self._server = Server(self.address, Connection)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
 
     def __enter__(self) -> Agent:
@@ -47,7 +55,10 @@ class Agent:
 
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
-        self._server.server_close()
+        for connection in self._connections:
+            with contextlib.suppress(OSError):  # it has been closed
+                connection.shutdown(socket.SHUT_RDWR)
+        self._server.server_close()  # when its threads have ended
         self._thread.join()
         shutil.rmtree(self._directory, ignore_errors=True)
 
@@ -55,8 +66,6 @@ class Agent:
         greeting = json.loads(lines.readline() or b"{}")
         self.greetings.append(greeting)
         for number, line in enumerate(lines, greeting.get("first", 0) + 1):
-            self.records.append(json.loads(line))
-            try:
+            if line.endswith(b"\n"):  # what was cut off is sent again
+                self.records.append(json.loads(line))
                 connection.sendall(number.to_bytes(8, "big"))
-            except OSError:
-                return  # the app has gone, without waiting for it

@@ -3,7 +3,8 @@
 - `Turns.take` does a piece of work unless a thread is at work already. Nobody ever waits, not even a signal handler that
   interrupts the work, and an exception from outside in the middle of the work leaves nothing locked for good.
 - `Helper` looks after what waits while the app does nothing. It is a bare thread: starting one of `threading` waits for it, and
-  takes locks that a signal handler may not take. It ends by itself, and is not there while the process forks.
+  takes locks that a signal handler may not take. It ends by itself, is not there while the process forks, and gets no signals:
+  those that the app's own threads block stay blocked.
 - `watch_forks` has a handler told of forks, so that a child starts with nothing of its parent's, and of the end of processes of
   multiprocessing: they end by `os._exit`, without `logging.shutdown`.
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import _thread
 import contextlib
 import os
+import signal
 import sys
 import time
 import weakref
@@ -24,7 +26,8 @@ from typing import Any
 
 LONGEST_GOODBYE = 0.5
 """Seconds to wait for a helper that is in the middle of its work."""
-_watching: weakref.WeakSet[Any] = weakref.WeakSet()
+_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
+_watching: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 _prepared: list[bool] = []
 
 
@@ -60,8 +63,8 @@ class Turns:
         """Forget the thread that is at work, if an interrupt has made it stop without a word."""
         there = self._at_work.get(None)
         if there is not None:
-            frame = sys._current_frames().get(there[0])
-            if not self._is_at_work(frame) and self._at_work.get(None) is there:
+            frames = sys._current_frames().values()  # of all threads: gevent has identities of its own
+            if not any(map(self._is_at_work, frames)) and self._at_work.get(None) is there:
                 self._recover()
                 self._at_work.clear()
 
@@ -87,6 +90,7 @@ class Helper:
         """Raises RuntimeError where no thread is to be had, or may be."""
         if _is_uwsgi_master():
             raise RuntimeError("uWSGI's master forks without telling Python")
+        self._started_by = _thread.get_native_id()
         _thread.start_new_thread(self._run, (pause,))
 
     def stop(self) -> None:
@@ -98,6 +102,8 @@ class Helper:
     def _run(self, seconds: float) -> None:
         pause: float | None = seconds
         try:
+            if _thread.get_native_id() != self._started_by:  # with gevent or eventlet it is no thread
+                signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
             while pause is not None and not self._stopped.acquire(timeout=pause):
                 pause = self._help_along(self)
         finally:
@@ -124,7 +130,7 @@ def count_calls(function: Callable[..., Any], frame: FrameType | None, of: objec
 def watch_forks(handler: Any) -> None:
     """Have the handler told: `_before_fork`, which says whether it has just stopped a thread, `_in_parent`, `_in_child`, and
     `_at_end` of a process of multiprocessing."""
-    _watching.add(handler)
+    _watching[id(handler)] = handler
     _prepare_for_the_end()
     process = sys.modules.get("multiprocessing.process")
     if process is not None and process.parent_process() is not None:
@@ -143,25 +149,30 @@ def _add_finalizer(at_end: Callable[[], None]) -> None:
     sys.modules["multiprocessing.util"].Finalize(None, at_end, exitpriority=-100)
 
 
+def _watched() -> list[Any]:
+    """Taken at once: other threads may be making handlers."""
+    return [handler for reference in _watching.valuerefs() if (handler := reference()) is not None]
+
+
 def _at_end() -> None:
-    for handler in list(_watching):
+    for handler in _watched():
         handler._at_end()
 
 
 def _before_fork() -> None:
     """No thread of ours at a fork: Python 3.12 and later warn of it."""
-    for handler in list(_watching):
+    for handler in _watched():
         if handler._before_fork():
             time.sleep(0.001)  # it has said goodbye, and now the system may take it off its list
 
 
 def _in_parent() -> None:
-    for handler in list(_watching):
+    for handler in _watched():
         handler._in_parent()
 
 
 def _in_child() -> None:
-    for handler in list(_watching):
+    for handler in _watched():
         handler._in_child()
     _prepare_for_the_end()
 

@@ -28,8 +28,8 @@ import forwarder.ring
 import forwarder.session
 import forwarder.turns
 from forwarder import JSONFormatter, KafkaLoggingHandler, LogstashFormatterV1, SocketHandler
-from forwarder.handler import parse_level, parse_size
 from forwarder.ring import Kept, Ring
+from forwarder.settings import parse_level, parse_size
 from tests.harness.pythons import PYTHONS
 from tests.unit.fake_agent import PATIENCE, FakeAgent
 
@@ -462,6 +462,17 @@ def test_a_formatter_that_fails_costs_no_record(
     assert record["exception"][-1] == "KeyError: 'inner'\n"
 
 
+def test_a_stderr_that_is_closed_is_no_error_to_the_app(
+    agent: FakeAgent, handler: SocketHandler, log: logging.Logger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with (tmp_path / "stderr").open("w") as closed:
+        monkeypatch.setattr(sys, "stderr", closed)
+    with agent:
+        log.info("%d", "three")
+        handler.flush()
+        assert agent.messages() == ["%d ('three',)"]
+
+
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 def test_an_interrupt_goes_through(kind: type[BaseException], log: logging.Logger) -> None:
     class Interrupting:
@@ -699,6 +710,115 @@ def test_a_thread_that_is_sending_holds_up_no_other(agent: FakeAgent, path: Path
         other.join()
         handler.close()
         assert agent.messages() == ["first", "second"]
+
+
+def test_what_waits_is_bounded_also_while_the_thread_that_should_send_it_stands_still(agent: FakeAgent, path: Path) -> None:
+    standing, go_on = threading.Event(), threading.Event()
+
+    class Standing(SocketHandler):
+        def makeSocket(self, timeout: float = 1) -> socket.socket:
+            standing.set()
+            go_on.wait(PATIENCE)
+            return super().makeSocket(timeout)
+
+    handler = Standing(str(path), backlog="64KiB", close_timeout=PATIENCE)
+    log = logger_of(handler)
+    with agent:
+        other = threading.Thread(target=log.info, args=("first",))
+        other.start()
+        assert standing.wait(PATIENCE)
+        for number in range(1000):
+            log.info("%d", number)
+        assert sum(map(len, handler._inbox)) <= handler.backlog
+        go_on.set()
+        other.join()
+        handler.close()
+        assert handler.dropped > 500
+        assert len(agent.records) + handler.dropped == 1001
+        assert agent.greetings[-1]["dropped"] == handler.dropped
+
+
+def test_threads_that_log_as_fast_as_they_can_let_the_one_that_sends_go_on(path: Path) -> None:
+    handler = SocketHandler(str(path), backlog="1MiB", close_timeout=0.0)
+    log = logger_of(handler)
+    most = [0] * 32
+
+    def work(thread: int) -> None:
+        for _ in range(1000):
+            log.info("%s", "x" * 100)
+            most[thread] = max(most[thread], len(handler._inbox))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    handler.close()
+    assert max(most) < 1000  # of 32,000
+    assert handler.dropped + len(handler._session.ring) == 32_000
+
+
+def test_threads_of_a_process_that_was_forked_without_telling_python_begin_it_once(agent: FakeAgent, path: Path) -> None:
+    handler = SocketHandler(str(path), close_timeout=PATIENCE)
+    log = logger_of(handler)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with agent:
+            for fork in range(100):
+                handler._pid = -1
+                gate = threading.Barrier(4)
+
+                def work(thread: int, fork: int = fork, gate: threading.Barrier = gate) -> None:
+                    gate.wait()
+                    log.info("%d", 4 * fork + thread)
+
+                threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                handler.flush()
+            handler.close()
+    finally:
+        sys.setswitchinterval(before)
+    assert sorted(numbers(agent)) == list(range(400))
+    assert agent.gaps == []
+
+
+# Descriptors that the app closes, as daemons do
+
+
+CLOSING = """
+import logging, os, socket, sys, time, forwarder
+handler = forwarder.SocketHandler(sys.argv[1], close_timeout=20)
+log = logging.getLogger()
+log.addHandler(handler)
+log.warning("before")
+handler.flush()
+os.closerange(3, 100)
+opened = os.open(sys.argv[1] + ".file", os.O_CREAT | os.O_RDWR) if sys.argv[2] == "file" else -1
+ours, theirs = socket.socketpair() if sys.argv[2] == "socket" else (None, None)
+time.sleep(0.01)  # what was there a moment ago is trusted
+log.warning("after")
+handler.flush()
+if opened > 0:
+    assert os.write(opened, b"mine") == 4
+    assert os.pread(opened, 100, 0) == b"mine"
+if ours:
+    ours.sendall(b"mine")
+    assert theirs.recv(100) == b"mine"
+"""
+
+
+@pytest.mark.parametrize("used_again", ["not", "file", "socket"])
+def test_a_descriptor_that_the_app_has_closed_is_left_alone_and_nothing_is_lost(
+    used_again: str, agent: FakeAgent, path: Path
+) -> None:
+    with agent:
+        assert run(CLOSING, str(path), used_again).stderr == ""
+        assert agent.messages() == ["before", "after"]
+        assert len({greeting["session"] for greeting in agent.greetings}) == 1
 
 
 # Closing
@@ -1056,6 +1176,86 @@ print(sum(sent))
     assert found["thread"] == int(done.stdout)
     assert [found[f"child {number}"] for number in range(30)] == [1] * 30
     assert agent.gaps == []
+
+
+def test_handlers_may_be_made_while_the_process_forks(path: Path) -> None:
+    script = """
+import os, sys, threading, warnings, forwarder
+warnings.simplefilter("ignore")
+sys.setswitchinterval(1e-6)
+go_on = True
+def make():
+    kept = []
+    while go_on:
+        kept.append(forwarder.SocketHandler("/nowhere"))
+        if len(kept) > 10: kept.clear()
+threads = [threading.Thread(target=make) for _ in range(3)]
+for thread in threads: thread.start()
+for _ in range(40):
+    if not os.fork(): os._exit(0)
+    os.wait()
+go_on = False
+for thread in threads: thread.join()
+"""
+    assert run(script).stderr == ""
+
+
+def test_a_fork_in_the_middle_of_connecting_gives_the_child_nothing_of_its_parents(agent: FakeAgent, path: Path) -> None:
+    script = """
+import logging, os, sys, forwarder
+class Forking(forwarder.SocketHandler):  # as a signal handler might, at that moment
+    pid = None
+    def makeSocket(self, timeout=1):
+        sock = super().makeSocket(timeout)
+        if self.pid is None: self.pid = os.fork()
+        return sock
+handler = Forking(sys.argv[1], close_timeout=20)
+log = logging.getLogger()
+log.addHandler(handler)
+log.warning("parent")
+log.warning("parent" if handler.pid else "child")
+logging.shutdown()
+if handler.pid: assert os.waitpid(handler.pid, 0)[1] == 0
+os._exit(0)
+"""
+    with agent:
+        assert run(script, str(path)).stderr == ""
+        assert Counter(agent.messages()) == {"parent": 2, "child": 1}
+        assert agent.arrivals == 3
+        assert agent.gaps == []
+
+
+def test_what_was_not_acknowledged_at_a_fork_is_sent_again_without_another_record(agent: FakeAgent, path: Path) -> None:
+    """From 3.13 on it waits for the next record: see `SocketHandler._in_parent`."""
+    python = next(path for version, path in PYTHONS if version in {"3.8", "3.9", "3.10", "3.11", "3.12"})
+    agent.set(acknowledges=False)
+    agent.start()
+    child = fork_and_wait(python, path)
+    agent.until_records(6)
+    agent.stop()
+    agent.sessions.clear()
+    agent.set(acknowledges=True)
+    with agent:
+        agent.until_records(12)
+        assert child.communicate(b"")[1] == b""
+    assert agent.messages()[:6] == agent.messages()[6:]
+
+
+def test_a_signal_that_the_app_blocks_stays_blocked(path: Path) -> None:
+    script = f"""{THREE_LINES}
+import os, signal
+handler = logging.getLogger().handlers[0]
+assert handler._helper is not None
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+blocked = lambda: [line.split()[1] for task in os.listdir("/proc/self/task")
+    for line in open(f"/proc/self/task/{{task}}/status") if line.startswith("SigBlk")]
+while not all(int(mask, 16) >> signal.SIGTERM - 1 & 1 for mask in blocked()): pass
+os.kill(os.getpid(), signal.SIGTERM)
+assert signal.SIGTERM in signal.sigpending()
+assert signal.sigwait([signal.SIGTERM]) == signal.SIGTERM
+os._exit(0)
+"""
+    run(script, FORWARDER_SOCKET=str(path))
 
 
 def fork_and_wait(python: str, path: Path) -> subprocess.Popen[bytes]:

@@ -12,7 +12,7 @@ from tests.harness.apps import ROOT
 from tests.harness.pythons import PYTHONS
 from tests.unit.fake_agent import FakeAgent
 
-MODULES = ("__init__", "handler", "session", "ring", "turns", "formatter", "shims", "testing", "version")
+MODULES = ("__init__", "handler", "session", "ring", "turns", "settings", "formatter", "shims", "testing", "version")
 
 SCRIPT = """
 import sys
