@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from multiprocessing.synchronize import Barrier, Event
 from typing import Any, NamedTuple
 
-from tests.bench.common import make_lines
+from tests.bench.data import make_lines
 from tests.harness.native import ACK_BYTES, Native, connect
 
 BATCH_RECORDS = 250
