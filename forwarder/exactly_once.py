@@ -202,7 +202,7 @@ class ExactlyOnceShipper(Shipper):
         if self._worn:
             self._main.close()
             self._main = self._connect(self.way)
-            self._asking.clear()
+            self._topics.asked_in_vain()
             self.replaced += 1
         self._worn = True
         return self._main
@@ -282,12 +282,10 @@ class ExactlyOnceShipper(Shipper):
         if self.transactions.hangs:
             # librdkafka keeps records of a topic that was deleted, and with them their transaction, until it is made anew.
             for name in {name for flight in self.transactions.flights for name in flight.topics}:
-                topic = self._topics.get(name)
-                if topic is not None and topic.permanent:
-                    self.transactions.give_up(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, f"topic {name}: {topic.problem}"))
-                elif name not in self._asking:
-                    self._asking.add(name)
-                    self._main.ask(name)
+                if problem := self._topics.problem(name):
+                    self.transactions.give_up(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, f"topic {name}: {problem}"))
+                else:
+                    self._topics.look_up(name)
 
     # Its end
 
