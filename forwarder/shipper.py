@@ -19,12 +19,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +31,23 @@ from confluent_kafka import KafkaError
 
 from forwarder.burial import Burial
 from forwarder.config import Config
-from forwarder.flight import FIRST_BACKOFF, LONGEST_BACKOFF, Flight, Halves, Histogram, Keyed, Lane, Record, Refused
+from forwarder.flight import (
+    FIRST_BACKOFF,
+    LONGEST_BACKOFF,
+    Flight,
+    Halves,
+    Histogram,
+    Keyed,
+    Lane,
+    Record,
+    Refused,
+    by_topic,
+    flat,
+)
 from forwarder.halving import halves
 from forwarder.kafka import FOR_GOOD, MAX_MESSAGE_BYTES, OF_TOPIC, Kafka, Report, Topic, Way
-from forwarder.positions import Mark, Positions, Saved
+from forwarder.positions import Mark, Positions
+from forwarder.saving import Saver
 from forwarder.source import Chunk, Source
 from forwarder.topics import Topics
 
@@ -58,7 +70,6 @@ SUSPECT_SECONDS = 5.0
 HOLD = 0.02
 HELD_BYTES, HELD_OVERHEAD = 4 * 1024 * 1024, 2048
 """So much of what was read may wait in memory for topics that are not known yet, and what each chunk of it counts beside."""
-SAVED_AT_ONCE = 500
 CLOCK_STEP = 5.0
 """librdkafka waits by the time of day (its issue 2145): what it waits for when that is set back comes as much later."""
 
@@ -87,15 +98,12 @@ class Shipper:
         self.failed: asyncio.Future[None] = self._loop.create_future()
         """Gets the exception that ended shipping, if one does."""
         self._lanes: dict[str, Lane] = {}
-        self.unsaved = asyncio.Event()
-        """Sources have been added that wait for `save`."""
-        self._moved: dict[Lane, None] = {}
-        """Those whose position on disk is not that which they have; a set of thousands takes three times as much."""
+        self._saver = Saver(positions, self._lanes, settled=self._settled, wake=self.wake)
+        self.unsaved = self._saver.unsaved
         self._lively: set[Lane] = set()
         """Those that were read from, lately."""
         self._held_bytes = 0
         self._active: deque[Lane] = deque()
-        self._gone: set[str] = set()
         self._topics = Topics(self._ask, self._loop.time, lambda what: self._note(what, ""))
         self._burial = Burial(dead_letters, config.spool.max_bytes_dead, clock=clock, now=self._loop.time, note=self._note)
         self.dead, self.dropped = self._burial.dead, self._burial.dropped
@@ -110,7 +118,6 @@ class Shipper:
         self._window = min(SMALLEST_WINDOW, config.kafka.in_flight)
         self._limited = False
         self._peak = 0
-        self._saving = asyncio.Lock()
         self._largest = int(config.kafka.properties.get("message.max.bytes", MAX_MESSAGE_BYTES))
         self.last_delivery = clock()
         self._clock_ahead = clock() - self._loop.time()
@@ -119,17 +126,15 @@ class Shipper:
 
     def add(self, source: Source) -> None:
         """Take up `source`, from where it stands, once that is saved."""
-        self._gone.discard(source.name)
         lane = self._lanes[source.name] = Lane(source)
-        self._moved[lane] = None
-        self.unsaved.set()
+        self._saver.add(lane)
 
     def remove(self, source: Source) -> None:
         """Leave a source that has nothing more, and drop its saved position."""
         lane = self._lanes.pop(source.name, None)
         if lane is not None:
             self._take_held(lane)
-            self._moved.pop(lane, None)
+            self._saver.remove(lane)
             self._lively.discard(lane)
             if lane.waiting is not None:
                 lane.waiting.cancel()
@@ -137,13 +142,13 @@ class Shipper:
 
     def forget(self, name: str) -> None:
         """Drop a saved position that no source goes by any more."""
-        self._gone.add(name)
+        self._saver.forget(name)
 
     def renew(self, source: Source) -> None:
         """Save its position again: what is kept beside it has changed."""
         lane = self._lanes.get(source.name)
         if lane is not None:
-            self._moved[lane] = None
+            self._saver.moved(lane)
 
     def wake(self, source: Source) -> None:
         """The source may have something to read."""
@@ -410,7 +415,7 @@ class Shipper:
         done = next((number for number, flight in enumerate(flights) if not flight.done), len(flights))
         if done:
             lane.position = flights[done - 1].end
-            self._moved[lane] = None
+            self._saver.moved(lane)
             del flights[:done]
             lane.behind_since = self._loop.time() if not flights and lane.lag() else 0.0
         if lane.retrying and not flights:
@@ -588,62 +593,12 @@ class Shipper:
     # Positions
 
     async def save(self) -> None:
-        """Write the positions that moved, and let the sources forget what is before them; raises OSError.
-
-        They forget it also when it cannot be written: a disk that is full of it would stay full. Where there is nothing left
-        to read from the position written last, a source goes on at the first that is left.
-        """
-        async with self._saving:
-            self.unsaved.clear()
-            moved, self._moved = list(self._moved), {}
-            gone, self._gone = self._gone, set()
-            settled = self._settled()
-            failed: OSError | None = None
-            while moved or gone:
-                some, moved = moved[:SAVED_AT_ONCE], moved[SAVED_AT_ONCE:]
-                # The rows of those that are gone go last: others may have to know of them.
-                last = not moved and failed is None
-                try:
-                    write = functools.partial(
-                        self._positions.save, gone=gone if last else set(), settled=settled if last else None
-                    )
-                    await self._save_some(some, write)
-                except OSError as error:
-                    failed = error  # the others are to be tried all the same: none is read before
-                    self._not_saved(some, set())
-                except BaseException:  # it was cancelled
-                    self._not_saved([*some, *moved], gone)
-                    raise
-                if not moved:
-                    break
-            if failed is not None:
-                self._not_saved([], gone)
-                raise failed
-
-    def _not_saved(self, lanes: Iterable[Lane], gone: set[str]) -> None:
-        """They are to be written, and removed, the next time, unless that has changed meanwhile."""
-        self._gone |= {name for name in gone if name not in self._lanes}
-        self._moved.update((lane, None) for lane in lanes if self._lanes.get(lane.source.name) is lane)
+        """Write the positions that moved, and let the sources forget what is before them; raises OSError."""
+        await self._saver.save()
 
     def _settled(self) -> Mark | None:
         """The transaction that the positions which have moved are those of."""
         return None
-
-    async def _save_some(self, lanes: list[Lane], write: Callable[[list[Saved]], None]) -> None:
-        places = [(lane, lane.position) for lane in lanes]
-        rows = [Saved(lane.source.name, position, lane.source.detail(position)) for lane, position in places]
-        job = self._loop.run_in_executor(None, write, rows)
-        try:
-            await asyncio.shield(job)
-        finally:
-            if not job.done():  # cancelled: what is written next must not be overtaken
-                await asyncio.wait([job])
-            for lane, position in places:
-                with contextlib.suppress(OSError):  # a segment that cannot be removed now is tried again
-                    lane.source.commit(position)
-                if not lane.saved:
-                    lane.saved = True
-                    self.wake(lane.source)
 
     def tick(self) -> None:
         """Once a second: serve what librdkafka has to say when nothing is in flight; let an unused window shrink."""
@@ -714,14 +669,3 @@ class Shipper:
                 lane.waiting.cancel()
         for kafka in self._producers.values():
             kafka.close()
-
-
-def flat(groups: Mapping[str, list[Keyed]]) -> list[Record]:
-    return [(topic, key, value) for topic, pairs in groups.items() for key, value in pairs]
-
-
-def by_topic(records: Iterable[Record]) -> dict[str, list[Keyed]]:
-    groups: dict[str, list[Keyed]] = {}
-    for topic, key, value in records:
-        groups.setdefault(topic, []).append((key, value))
-    return groups
