@@ -157,7 +157,7 @@ class Lane:
         self.careful_for = 0.0
         """Until this time on the loop's clock everything is."""
         self.behind_since = 0.0
-        """Since when, on the loop's clock, there is something that is not in flight; 0 when it is not known that there is."""
+        """Since when, on the loop's clock and at the earliest, there is something that is not in flight; 0 when there is not."""
         self.tailed = source.name.startswith(TAIL_PREFIX)
         self.read_to = source.position
         self.records = 0

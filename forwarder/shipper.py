@@ -414,10 +414,12 @@ class Shipper:
         flights = lane.flights
         done = next((number for number, flight in enumerate(flights) if not flight.done), len(flights))
         if done:
-            lane.position = flights[done - 1].end
+            last = flights[done - 1]
+            lane.position = last.end
             self._saver.moved(lane)
             del flights[:done]
-            lane.behind_since = self._loop.time() if not flights and lane.lag() else 0.0
+            # What comes behind it is not older.
+            lane.behind_since = last.received if not flights and lane.lag() else 0.0
         if lane.retrying and not flights:
             lane.retrying = False
             self.wake(lane.source)
