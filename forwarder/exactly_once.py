@@ -20,11 +20,11 @@ from confluent_kafka import KafkaError
 from msgspec.structs import replace
 
 from forwarder.config import Config
-from forwarder.flight import Flight, Keyed, Lane, Refused
+from forwarder.flight import Flight, Keyed, Lane, Refused, flat
 from forwarder.kafka import FOR_GOOD, OF_TOPIC, Kafka, Report, Way
 from forwarder.positions import Mark, Marks, Positions, Saved
 from forwarder.probe import Probe
-from forwarder.shipper import SAVED_AT_ONCE, SUSPECT_SECONDS, Shipper, flat, log
+from forwarder.shipper import SUSPECT_SECONDS, Shipper, log
 from forwarder.source import Chunk
 from forwarder.transactions import NOT_SAVED, Transactions
 from forwarder.worker import Worker
@@ -202,7 +202,7 @@ class ExactlyOnceShipper(Shipper):
         if self._worn:
             self._main.close()
             self._main = self._connect(self.way)
-            self._asking.clear()
+            self._topics.asked_in_vain()
             self.replaced += 1
         self._worn = True
         return self._main
@@ -211,24 +211,17 @@ class ExactlyOnceShipper(Shipper):
         self._schedule()
 
     async def prepare(self, marks: Marks, flights: list[Flight]) -> None:
-        if len(self._moved) > SAVED_AT_ONCE:
-            await self.save()
-        async with self._saving:
+        await self._saver.save_many()
+        async with self._saver.alone:
             ends = {flight.lane: flight.end for flight in flights}
             rows = [Saved(lane.source.name, end, lane.source.detail(end)) for lane, end in ends.items()]
-            moved, self._moved = list(self._moved), {}
-            gone, self._gone = self._gone, set()
-            try:
-                await self._save_some(moved, functools.partial(self._positions.prepare, marks, rows, gone))
-            except BaseException:
-                self._not_saved(moved, gone)
-                raise
+            await self._saver.save_with(functools.partial(self._positions.prepare, marks, rows))
 
     def _settled(self) -> Mark | None:
         return self.transactions.settled
 
     async def adopt(self, settled: Mark | None, delivered: bool) -> None:
-        async with self._saving:
+        async with self._saver.alone:
             try:
                 rows = await self._loop.run_in_executor(None, self._positions.resolve, settled, delivered)
             except OSError as error:
@@ -240,7 +233,7 @@ class ExactlyOnceShipper(Shipper):
                 if lane is not None:
                     lane.source.skip(row.position, row.detail)
                     lane.position = lane.read_to = lane.source.position
-                    self._moved[lane] = None
+                    self._saver.moved(lane)
 
     def settle(self, flights: list[Flight]) -> None:
         for flight in flights:
@@ -282,12 +275,10 @@ class ExactlyOnceShipper(Shipper):
         if self.transactions.hangs:
             # librdkafka keeps records of a topic that was deleted, and with them their transaction, until it is made anew.
             for name in {name for flight in self.transactions.flights for name in flight.topics}:
-                topic = self._topics.get(name)
-                if topic is not None and topic.permanent:
-                    self.transactions.give_up(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, f"topic {name}: {topic.problem}"))
-                elif name not in self._asking:
-                    self._asking.add(name)
-                    self._main.ask(name)
+                if problem := self._topics.problem(name):
+                    self.transactions.give_up(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, f"topic {name}: {problem}"))
+                else:
+                    self._topics.look_up(name)
 
     # Its end
 

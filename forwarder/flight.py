@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Mapping
 
 import msgspec
 from confluent_kafka import KafkaError, Message
@@ -157,7 +157,7 @@ class Lane:
         self.careful_for = 0.0
         """Until this time on the loop's clock everything is."""
         self.behind_since = 0.0
-        """Since when, on the loop's clock, there is something that is not in flight; 0 when it is not known that there is."""
+        """Since when, on the loop's clock and at the earliest, there is something that is not in flight; 0 when there is not."""
         self.tailed = source.name.startswith(TAIL_PREFIX)
         self.read_to = source.position
         self.records = 0
@@ -190,3 +190,14 @@ class Histogram:
     def observe(self, value: float, times: int) -> None:
         self.counts[bisect.bisect_left(BUCKETS, value)] += times
         self.sum += value * times
+
+
+def flat(groups: Mapping[str, list[Keyed]]) -> list[Record]:
+    return [(topic, key, value) for topic, pairs in groups.items() for key, value in pairs]
+
+
+def by_topic(records: Iterable[Record]) -> dict[str, list[Keyed]]:
+    groups: dict[str, list[Keyed]] = {}
+    for topic, key, value in records:
+        groups.setdefault(topic, []).append((key, value))
+    return groups

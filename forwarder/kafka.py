@@ -117,6 +117,11 @@ def transactional_id(config: Config) -> str:
     return f"forwarder-{config.agent.name}"
 
 
+def probe_id(config: Config) -> str:
+    """The transactional id of the producer that tries records without effect."""
+    return f"{transactional_id(config)}-probe"
+
+
 def producer_properties(config: Config, way: Way) -> dict[str, Any]:
     """Those of a producer."""
     properties = {
@@ -146,7 +151,7 @@ def producer_properties(config: Config, way: Way) -> dict[str, Any]:
         properties.update({"linger.ms": LONGEST_LINGER_MS, "batch.num.messages": 1_000_000, "batch.size": MAX_MESSAGE_BYTES})
     if way in {Way.TRANSACTION, Way.PROBE}:
         properties.setdefault("retry.backoff.ms", TRANSACTION_RETRY_MS)
-        properties["transactional.id"] = transactional_id(config) + ("-probe" if way is Way.PROBE else "")
+        properties["transactional.id"] = probe_id(config) if way is Way.PROBE else transactional_id(config)
     return properties
 
 
@@ -358,6 +363,21 @@ def last_number(config: Config, *, stable: bool) -> Numbered | None:
     finally:
         consumer.close()
     return max(found, default=None)
+
+
+def transactional_problem(config: Config, name: str) -> KafkaError | None:
+    """Why this user may not use the transactional id, or cannot. Disturbs nobody who uses it. Blocks.
+
+    The broker looks at rights before it looks at the timeout, and at a timeout that it does not allow before it does anything.
+    """
+    properties = {**client_properties(config), "transactional.id": name, "transaction.timeout.ms": 2**31 - 1}
+    producer = Producer({**properties, "logger": _client_log})
+    try:
+        producer.init_transactions(METADATA_TIMEOUT)
+    except KafkaException as error:
+        problem: KafkaError = error.args[0]
+        return None if problem.code() == KafkaError.INVALID_TRANSACTION_TIMEOUT else problem
+    return None
 
 
 def group_metadata(config: Config) -> object:

@@ -19,24 +19,37 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from confluent_kafka import KafkaError
 
-from forwarder import dead
+from forwarder.burial import Burial
 from forwarder.config import Config
-from forwarder.flight import FIRST_BACKOFF, LONGEST_BACKOFF, Flight, Halves, Histogram, Keyed, Lane, Record, Refused
+from forwarder.flight import (
+    FIRST_BACKOFF,
+    LONGEST_BACKOFF,
+    Flight,
+    Halves,
+    Histogram,
+    Keyed,
+    Lane,
+    Record,
+    Refused,
+    by_topic,
+    flat,
+)
 from forwarder.halving import halves
 from forwarder.kafka import FOR_GOOD, MAX_MESSAGE_BYTES, OF_TOPIC, Kafka, Report, Topic, Way
-from forwarder.positions import Mark, Positions, Saved
+from forwarder.positions import Mark, Positions
+from forwarder.saving import Saver
 from forwarder.source import Chunk, Source
+from forwarder.topics import Topics
 
 log = logging.getLogger("forwarder.shipper")
 
@@ -50,16 +63,13 @@ SMALLEST_WINDOW = 2 * 1024 * 1024
 RECORD_OVERHEAD = 256
 """What a record costs in librdkafka and its binding beside its bytes."""
 STICKY_BYTES = 256 * 1024
-TOPIC_REFRESH = 30.0
 DRAIN_PATIENCE = 5.0
 CAREFUL_SECONDS = 60.0
 """How long an app is sent carefully after a record of it was refused: the next one then disturbs nobody else."""
 SUSPECT_SECONDS = 5.0
-REPORT_SECONDS = 60.0
 HOLD = 0.02
 HELD_BYTES, HELD_OVERHEAD = 4 * 1024 * 1024, 2048
 """So much of what was read may wait in memory for topics that are not known yet, and what each chunk of it counts beside."""
-SAVED_AT_ONCE = 500
 CLOCK_STEP = 5.0
 """librdkafka waits by the time of day (its issue 2145): what it waits for when that is set back comes as much later."""
 
@@ -72,10 +82,6 @@ class Shipper:
         self, config: Config, positions: Positions, dead_letters: Path, *, clock: Callable[[], float] = time.time
     ) -> None:
         self.delivered: Counter[str] = Counter()
-        self.dead: Counter[str] = Counter()
-        """Dead letters by the name of Kafka's error."""
-        self.dropped: Counter[tuple[str, str]] = Counter()
-        """Records given up, by app and reason."""
         self.latency = Histogram()
         self.tailed: Counter[str] = Counter()
         """Records read from files, by app; what comes from sockets the listener counts."""
@@ -87,25 +93,20 @@ class Shipper:
         self.errors: deque[str] = deque(maxlen=10)
         self._config = config
         self._positions = positions
-        self._dead_letters = dead_letters
-        self._buried: dict[tuple[str, bool], tuple[float, int]] = {}
-        """When the dead letters of an app, kept or not, were last told of, and how many there were since."""
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self.failed: asyncio.Future[None] = self._loop.create_future()
         """Gets the exception that ended shipping, if one does."""
         self._lanes: dict[str, Lane] = {}
-        self.unsaved = asyncio.Event()
-        """Sources have been added that wait for `save`."""
-        self._moved: dict[Lane, None] = {}
-        """Those whose position on disk is not that which they have; a set of thousands takes three times as much."""
+        self._saver = Saver(positions, self._lanes, settled=self._settled, wake=self.wake)
+        self.unsaved = self._saver.unsaved
         self._lively: set[Lane] = set()
         """Those that were read from, lately."""
         self._held_bytes = 0
         self._active: deque[Lane] = deque()
-        self._gone: set[str] = set()
-        self._topics: dict[str, Topic] = {}
-        self._asking: set[str] = set()
+        self._topics = Topics(self._ask, self._loop.time, lambda what: self._note(what, ""))
+        self._burial = Burial(dead_letters, config.spool.max_bytes_dead, clock=clock, now=self._loop.time, note=self._note)
+        self.dead, self.dropped = self._burial.dead, self._burial.dropped
         self._producers: dict[Way, Kafka] = {}
         self._main = self._connect(self.way)
         self._scheduled: asyncio.Handle | None = None
@@ -117,7 +118,6 @@ class Shipper:
         self._window = min(SMALLEST_WINDOW, config.kafka.in_flight)
         self._limited = False
         self._peak = 0
-        self._saving = asyncio.Lock()
         self._largest = int(config.kafka.properties.get("message.max.bytes", MAX_MESSAGE_BYTES))
         self.last_delivery = clock()
         self._clock_ahead = clock() - self._loop.time()
@@ -126,17 +126,15 @@ class Shipper:
 
     def add(self, source: Source) -> None:
         """Take up `source`, from where it stands, once that is saved."""
-        self._gone.discard(source.name)
         lane = self._lanes[source.name] = Lane(source)
-        self._moved[lane] = None
-        self.unsaved.set()
+        self._saver.add(lane)
 
     def remove(self, source: Source) -> None:
         """Leave a source that has nothing more, and drop its saved position."""
         lane = self._lanes.pop(source.name, None)
         if lane is not None:
             self._take_held(lane)
-            self._moved.pop(lane, None)
+            self._saver.remove(lane)
             self._lively.discard(lane)
             if lane.waiting is not None:
                 lane.waiting.cancel()
@@ -144,13 +142,13 @@ class Shipper:
 
     def forget(self, name: str) -> None:
         """Drop a saved position that no source goes by any more."""
-        self._gone.add(name)
+        self._saver.forget(name)
 
     def renew(self, source: Source) -> None:
         """Save its position again: what is kept beside it has changed."""
         lane = self._lanes.get(source.name)
         if lane is not None:
-            self._moved[lane] = None
+            self._saver.moved(lane)
 
     def wake(self, source: Source) -> None:
         """The source may have something to read."""
@@ -283,7 +281,7 @@ class Shipper:
             self._send_each(flight, chunk, records)
 
     def _send_pinned(self, flight: Flight, chunk: Chunk, name: str, records: list[bytes]) -> None:
-        topic = self._known(name)
+        topic = self._topics.known(name)
         if topic is None:
             self._wait_for_topic(flight.lane, chunk, name)
             return
@@ -335,7 +333,7 @@ class Shipper:
             key = route.key(record).encode() or None if callable(route.key) else route.key
             groups.setdefault(name, []).append((key, record))
         for name in groups:
-            if self._known(name) is None:
+            if self._topics.known(name) is None:
                 self._wait_for_topic(flight.lane, chunk, name)
                 return None
         for name, pairs in groups.items():
@@ -416,10 +414,12 @@ class Shipper:
         flights = lane.flights
         done = next((number for number, flight in enumerate(flights) if not flight.done), len(flights))
         if done:
-            lane.position = flights[done - 1].end
-            self._moved[lane] = None
+            last = flights[done - 1]
+            lane.position = last.end
+            self._saver.moved(lane)
             del flights[:done]
-            lane.behind_since = self._loop.time() if not flights and lane.lag() else 0.0
+            # What comes behind it is not older.
+            lane.behind_since = last.received if not flights and lane.lag() else 0.0
         if lane.retrying and not flights:
             lane.retrying = False
             self.wake(lane.source)
@@ -449,7 +449,7 @@ class Shipper:
         return True
 
     def _blame_topic(self, lane: Lane, refused: Refused) -> None:
-        self._topics.pop(refused.topic, None)
+        self._topics.doubt(refused.topic)
         # It may be fatal to the producer which all apps share.
         lane.careful_for = self._loop.time() + CAREFUL_SECONDS
         trouble = f"topic {refused.topic}: {KafkaError(refused.error.code()).str()}"
@@ -459,44 +459,9 @@ class Shipper:
 
     def _bury(self, flight: Flight, final: list[Refused]) -> None:
         """Put what is refused for good into the dead letters; if that fails it stays in `refused` and is tried again."""
-        app = flight.lane.source.app
-        letters = [dead.DeadLetter(each.topic, each.partition, each.error.str(), each.key, each.value) for each in final]
-        try:
-            kept = dead.write(self._dead_letters, app, letters, self._clock(), self._config.spool.max_bytes_dead)
-        except dead.InUse:
-            return  # a replay takes the file just now
-        except OSError as error:
-            trouble = f"its dead letters cannot be written: {error}"
-            if trouble != flight.lane.trouble:
-                log.error("app %s: %s; it waits", app, trouble)
-                flight.lane.trouble = trouble
-            return
-        for number, each in enumerate(final):
-            flight.topics[each.topic] -= 1
-            if number < kept:
-                self.dead[each.error.name()] += 1
-            else:
-                self.dropped[app, "dead_letters_full"] += 1
-        for some, dropped in ((final[:kept], False), (final[kept:], True)):
-            if some:
-                self._tell_of_dead(app, some, dropped)
-        flight.refused = [each for each in flight.refused if each.error.code() not in FOR_GOOD]
-        flight.lane.careful_for = self._loop.time() + CAREFUL_SECONDS
-
-    def _tell_of_dead(self, app: str, final: list[Refused], dropped: bool) -> None:
-        """At once, and then once a minute as long as it goes on: a storm of refused records is none of the log."""
-        last, untold = self._buried.get((app, dropped), (-REPORT_SECONDS, 0))
-        now, untold = self._loop.time(), untold + len(final)
-        if now - last < REPORT_SECONDS:
-            self._buried[app, dropped] = last, untold
-            return
-        self._buried[app, dropped] = now, 0
-        each = final[-1]
-        kept = "dropped, as there are spool.max_bytes_dead of dead letters" if dropped else "set aside"
-        others = f"; so were {untold - 1} more" if untold > 1 else ""
-        what = f"{each.topic}: a record of {len(each.value)} bytes is refused for good ({each.error.str()}), {kept}{others}"
-        log.warning("app %s: %s", app, what)
-        self._note(what, app)
+        if self._burial.bury(flight, final):
+            flight.refused = [each for each in flight.refused if each.error.code() not in FOR_GOOD]
+            flight.lane.careful_for = self._loop.time() + CAREFUL_SECONDS
 
     def _try_again(self, lane: Lane) -> None:
         """All flights of a failed lane have landed: after a while the first batch that failed and all behind it again."""
@@ -527,7 +492,7 @@ class Shipper:
         for kafka in self._producers.values():
             kafka.close()
         self._producers.clear()
-        self._asking.clear()
+        self._topics.asked_in_vain()
         self._main = self._connect(Way.GAPLESS)
         self.in_flight = 0
         for lane in list(self._lanes.values()):  # going back in one may add another
@@ -562,34 +527,11 @@ class Shipper:
         kafka = self._producers[way] = Kafka(self._config, way=way, topic_changed=changed)
         return kafka
 
-    def _known(self, name: str) -> Topic | None:
-        """The topic if it can be sent to; it is being looked up if it is not known, or not known to be well."""
-        topic = self._topics.get(name)
-        well = topic is not None and not topic.problem
-        if (topic is None or not well or self._loop.time() - topic.asked > TOPIC_REFRESH) and name not in self._asking:
-            self._asking.add(name)
-            self._main.ask(name)
-        return topic if well else None
+    def _ask(self, name: str) -> None:
+        self._main.ask(name)
 
     def _topic_changed(self, name: str, topic: Topic) -> None:
-        self._asking.discard(name)
-        topic.asked = self._loop.time()
-        known = self._topics.get(name)
-        if topic.problem:
-            if known is not None and not known.problem and not topic.permanent:
-                known.asked = topic.asked - TOPIC_REFRESH + LONGEST_BACKOFF
-                return  # Kafka is away: what is known of the topic still stands
-            topic.failures = known.failures + 1 if known is not None else 1
-            # Once is what a topic that the broker makes when asked for it answers.
-            if topic.failures == 2:
-                log.warning("topic %s: %s; its apps wait on disk", name, topic.problem)
-                self._note(f"{name}: {topic.problem}", "")
-        elif known is not None:
-            topic.turn, topic.sent = known.turn, known.sent
-            if known.failures > 1:
-                log.warning("topic %s can be reached now", name)
-        self._topics[name] = topic
-        if not topic.problem:
+        if self._topics.learn(name, topic):
             waiting = [lane for lane in self._lanes.values() if lane.waits_for == name and lane.waiting is not None]
             # What was read first goes first: it may be of the file that stood at the same path before.
             for lane in sorted(waiting, key=lambda lane: lane.held.received if lane.held is not None else math.inf):
@@ -653,62 +595,12 @@ class Shipper:
     # Positions
 
     async def save(self) -> None:
-        """Write the positions that moved, and let the sources forget what is before them; raises OSError.
-
-        They forget it also when it cannot be written: a disk that is full of it would stay full. Where there is nothing left
-        to read from the position written last, a source goes on at the first that is left.
-        """
-        async with self._saving:
-            self.unsaved.clear()
-            moved, self._moved = list(self._moved), {}
-            gone, self._gone = self._gone, set()
-            settled = self._settled()
-            failed: OSError | None = None
-            while moved or gone:
-                some, moved = moved[:SAVED_AT_ONCE], moved[SAVED_AT_ONCE:]
-                # The rows of those that are gone go last: others may have to know of them.
-                last = not moved and failed is None
-                try:
-                    write = functools.partial(
-                        self._positions.save, gone=gone if last else set(), settled=settled if last else None
-                    )
-                    await self._save_some(some, write)
-                except OSError as error:
-                    failed = error  # the others are to be tried all the same: none is read before
-                    self._not_saved(some, set())
-                except BaseException:  # it was cancelled
-                    self._not_saved([*some, *moved], gone)
-                    raise
-                if not moved:
-                    break
-            if failed is not None:
-                self._not_saved([], gone)
-                raise failed
-
-    def _not_saved(self, lanes: Iterable[Lane], gone: set[str]) -> None:
-        """They are to be written, and removed, the next time, unless that has changed meanwhile."""
-        self._gone |= {name for name in gone if name not in self._lanes}
-        self._moved.update((lane, None) for lane in lanes if self._lanes.get(lane.source.name) is lane)
+        """Write the positions that moved, and let the sources forget what is before them; raises OSError."""
+        await self._saver.save()
 
     def _settled(self) -> Mark | None:
         """The transaction that the positions which have moved are those of."""
         return None
-
-    async def _save_some(self, lanes: list[Lane], write: Callable[[list[Saved]], None]) -> None:
-        places = [(lane, lane.position) for lane in lanes]
-        rows = [Saved(lane.source.name, position, lane.source.detail(position)) for lane, position in places]
-        job = self._loop.run_in_executor(None, write, rows)
-        try:
-            await asyncio.shield(job)
-        finally:
-            if not job.done():  # cancelled: what is written next must not be overtaken
-                await asyncio.wait([job])
-            for lane, position in places:
-                with contextlib.suppress(OSError):  # a segment that cannot be removed now is tried again
-                    lane.source.commit(position)
-                if not lane.saved:
-                    lane.saved = True
-                    self.wake(lane.source)
 
     def tick(self) -> None:
         """Once a second: serve what librdkafka has to say when nothing is in flight; let an unused window shrink."""
@@ -718,7 +610,7 @@ class Shipper:
         if self.in_flight and not self._main.fatal:
             # With a full window nothing is sent that would ask, and librdkafka was once seen not to look for a leader again.
             for name in {name for lane in self._lanes.values() for flight in lane.flights for name in flight.topics}:
-                self._known(name)
+                self._topics.known(name)
         ahead = self._clock() - self._loop.time()
         stepped, self._clock_ahead = ahead - self._clock_ahead, ahead
         if stepped < -CLOCK_STEP and not self._main.fatal:
@@ -779,14 +671,3 @@ class Shipper:
                 lane.waiting.cancel()
         for kafka in self._producers.values():
             kafka.close()
-
-
-def flat(groups: Mapping[str, list[Keyed]]) -> list[Record]:
-    return [(topic, key, value) for topic, pairs in groups.items() for key, value in pairs]
-
-
-def by_topic(records: Iterable[Record]) -> dict[str, list[Keyed]]:
-    groups: dict[str, list[Keyed]] = {}
-    for topic, key, value in records:
-        groups.setdefault(topic, []).append((key, value))
-    return groups

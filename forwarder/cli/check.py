@@ -133,12 +133,18 @@ def connect(settings: Config) -> tuple[list[str], list[str]]:
         advice = "start the broker or correct the address; with TLS or SASL, look at kafka.properties too"
         return [], [f"kafka.bootstrap_servers: no broker answers at {quote(servers)}: {cluster}; {advice}"]
     fixed, open_ended = topics(settings)
-    wrong = _wrong_topics(admin, cluster, list(fixed))
+    exactly_once = settings.kafka.delivery == "exactly-once"
+    wrong = _wrong_topics(admin, cluster, list(fixed), read=exactly_once)
     count = len(cluster.brokers)
     found = [f"Kafka answers at {servers}: {count} broker{'s' if count > 1 else ''}"]
     found += [f"topic {quote(topic)} of {key}: there" for topic, key in fixed.items() if topic not in wrong]
     found += [f"topics {quote(template)} of {key}: not looked at, apps or records decide" for template, key in open_ended.items()]
-    return found, [f"{key}: topic {quote(topic)} {wrong[topic]}" for topic, key in fixed.items() if topic in wrong]
+    errors = [f"{key}: topic {quote(topic)} {wrong[topic]}" for topic, key in fixed.items() if topic in wrong]
+    if exactly_once:
+        lacking = [f"kafka.delivery: {problem}" for problem in _wrong_for_transactions(admin, settings)]
+        found += [] if lacking else ["exactly-once: transactional ids and group may be used"]
+        errors += lacking
+    return found, errors
 
 
 def topics(settings: Config) -> tuple[dict[str, str], dict[str, str]]:
@@ -180,8 +186,36 @@ def _cluster(admin: AdminClient, troubles: list[KafkaError]) -> ClusterMetadata 
                 return str((causes or [error.args[0]])[0].str())
 
 
-def _wrong_topics(admin: AdminClient, cluster: ClusterMetadata, names: list[str]) -> dict[str, str]:
-    """Which of the topics cannot be used, and why."""
+def _wrong_for_transactions(admin: AdminClient, settings: Config) -> Iterator[str]:
+    """What exactly-once needs beside topics, and cannot use."""
+    from confluent_kafka import KafkaError, KafkaException
+
+    from forwarder import kafka
+
+    for name in (kafka.transactional_id(settings), kafka.probe_id(settings)):
+        problem = kafka.transactional_problem(settings, name)
+        if problem is not None and problem.code() == KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED:
+            yield f"transactional id {quote(name)} may not be used; give this user WRITE and DESCRIBE on it"
+        elif problem is not None:
+            yield f"transactional id {quote(name)} cannot be used: {problem.str()}"
+    group = kafka.transactional_id(settings)
+    lacking = f"group {quote(group)} may not be read; give this user READ on it"
+    (described,) = admin.describe_consumer_groups(
+        [group], include_authorized_operations=True, request_timeout=RIGHTS_WITHIN
+    ).values()
+    try:
+        allowed = described.result().authorized_operations
+    except KafkaException as error:
+        # Other errors are those of a group, or of the topic that keeps all groups, that is not there yet.
+        if error.args[0].code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+            yield lacking
+    else:
+        if allowed and not {"READ", "ALL"} & {operation.name for operation in allowed}:
+            yield lacking
+
+
+def _wrong_topics(admin: AdminClient, cluster: ClusterMetadata, names: list[str], *, read: bool) -> dict[str, str]:
+    """Which of the topics cannot be written, or `read` if that is needed too, and why."""
     from confluent_kafka import KafkaError, KafkaException, TopicCollection
 
     if not names:
@@ -207,4 +241,6 @@ def _wrong_topics(admin: AdminClient, cluster: ClusterMetadata, names: list[str]
         else:
             if allowed and not {"WRITE", "ALL"} & {operation.name for operation in allowed}:
                 wrong[name] = "may not be written; give this user WRITE on it"
+            elif allowed and read and not {"READ", "ALL"} & {operation.name for operation in allowed}:
+                wrong[name] = "may not be read, as exactly-once needs; give this user READ on it"
     return wrong

@@ -8,6 +8,8 @@ import os
 import random
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -27,6 +29,7 @@ from forwarder.cli.common import OUSTED
 from forwarder.kafka import HUNG_SECONDS, Numbered, Way, group_metadata, last_number
 from tests.conftest import AgentFactory
 from tests.harness.agent import Agent, to_toml
+from tests.harness.apps import environment
 from tests.harness.kafka import Kafka
 from tests.harness.native import Native, connect
 from tests.harness.oracle import judge
@@ -734,6 +737,58 @@ def test_an_app_whose_topic_may_not_be_used_waits_and_no_other_does(
         judge(kafka.values(denied, expected=90), {"w": 90}).assert_exact()
     finally:
         kafka.stop()
+
+
+def test_check_connect_tells_the_rights_that_are_missing_and_disturbs_nobody(directory: Path, agent: AgentFactory) -> None:
+    rights = "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\nallow.everyone.if.no.acl.found=true"
+    kafka = Kafka(directory / "kafka", extra=rights)
+    try:
+        kafka.start()
+        topic = one_partition(kafka)
+        running = agent(settings(kafka, topic, "a"))
+        assert check(running) == (0, ""), "there is no group yet, and nothing wrong with that"
+        running.start()
+        send(running, lines(10))
+        await_settled(running, 60)
+        assert check(running) == (0, "")
+        admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+
+        def allow(kind: ResourceType, name: str, operation: AclOperation) -> None:
+            acl = AclBinding(kind, name, ResourcePatternType.LITERAL, "User:ANONYMOUS", "*", operation, AclPermissionType.ALLOW)
+            for made in admin.create_acls([acl]).values():
+                made.result()
+
+        # From the first rule for it on only what is allowed is.
+        for kind, name, operation in (
+            (ResourceType.TRANSACTIONAL_ID, "forwarder-a-probe", AclOperation.DESCRIBE),
+            (ResourceType.GROUP, "forwarder-a", AclOperation.DELETE),
+            (ResourceType.TOPIC, topic, AclOperation.WRITE),
+        ):
+            allow(kind, name, operation)
+        eventually(lambda: len(check(running)[1].splitlines()) == 3, what="all that is missing to be told")
+        code, said = check(running)
+        assert code == 78
+        assert said.splitlines() == [
+            f'kafka.topic: topic "{topic}" may not be read, as exactly-once needs; give this user READ on it',
+            'kafka.delivery: transactional id "forwarder-a-probe" may not be used; give this user WRITE and DESCRIBE on it',
+            'kafka.delivery: group "forwarder-a" may not be read; give this user READ on it',
+        ]
+        allow(ResourceType.GROUP, "forwarder-a", AclOperation.READ)
+        allow(ResourceType.TOPIC, topic, AclOperation.READ)
+        eventually(lambda: len(check(running)[1].splitlines()) == 1, what="the rest to be told")
+        send(running, lines(10, first=10))
+        await_settled(running, 60)
+        assert_exact(kafka, topic, {"w": 20})
+        assert running.status()["kafka"]["producers_replaced"] == 0
+    finally:
+        kafka.stop()
+
+
+def check(agent: Agent) -> tuple[int, str]:
+    """`forwarder check --connect`: exit code and what it says to be wrong."""
+    command = [sys.executable, "-m", "forwarder", "check", "--connect", "-c", str(agent.file)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr
 
 
 # From one delivery to the other

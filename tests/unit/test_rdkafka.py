@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 
 from forwarder import config, rdkafka
 from forwarder.kafka import Kafka, Way
@@ -99,3 +101,45 @@ def test_an_impossible_topic_is_an_error_at_once() -> None:
     assert error is not None
     assert error.code() == KafkaError._INVALID_ARG
     call.close()
+
+
+def test_a_producer_that_is_closed_answers_no_question_and_its_thread_ends() -> None:
+    settings = config.Config(kafka=config.Kafka(bootstrap_servers="127.0.0.1:9"))
+    answers: list[str] = []
+    before = set(threading.enumerate())
+    kafka = Kafka(settings, way=Way.GAPLESS, topic_changed=lambda name, topic: answers.append(name))
+    for number in range(5):
+        kafka.ask(f"topic {number}")
+    kafka.close()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert answers == []
+
+
+def test_what_is_handed_over_between_two_polls_stays_until_the_second_of_them(bootstrap: str) -> None:
+    settings = config.Config(kafka=config.Kafka(bootstrap_servers=bootstrap))
+    kafka = Kafka(settings, way=Way.BATCHED, topic_changed=lambda name, topic: None)
+    places: list[tuple[int | None, int | None]] = []
+
+    def report(error: KafkaError | None, message: Message) -> None:
+        assert error is None
+        places.append((message.partition(), message.offset()))
+        if len(places) == 1:
+            assert not kafka.send_each("t", [(b"key", b"again")], report)
+            # Long enough to leave, were it not held back; the passing of time is the point here.
+            time.sleep(0.2)
+
+    assert not kafka.send_each("t", [(b"key", b"first")], report)
+
+    def polled(count: int) -> bool:
+        kafka.poll()
+        return len(places) == count
+
+    eventually(lambda: polled(1), what="the report of the first")
+    partition = places[0][0] or 0
+    with contextlib.closing(Consumer({"bootstrap.servers": bootstrap, "group.id": "g", "log_level": 0})) as consumer:
+        assert consumer.get_watermark_offsets(TopicPartition("t", partition), timeout=5) == (0, 1)
+    eventually(lambda: polled(2), what="the report of the second")
+    assert places == [(partition, 0), (partition, 1)]
+    kafka.close()

@@ -15,7 +15,8 @@ from forwarder.exactly_once import ExactlyOnceShipper
 from forwarder.flight import Flight
 from forwarder.positions import Mark, Marks, Positions
 from forwarder.route import Route
-from forwarder.shipper import SAVED_AT_ONCE, Shipper
+from forwarder.saving import SAVED_AT_ONCE
+from forwarder.shipper import Shipper
 from forwarder.source import Chunk
 from tests.harness.broker import Broker
 from tests.harness.log import Log
