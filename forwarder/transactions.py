@@ -49,6 +49,12 @@ RENEW_SECONDS = 12 * 3600.0
 """Kafka forgets a group's offset after a week without a new one."""
 RETRY_SECONDS = 0.05
 ASK_AGAIN_SECONDS = 0.2
+HANGING_FAILURES = 4
+HANGING = (
+    "a transaction of this agent stays open in Kafka though it has ended, and nothing can be sent before it is closed: see "
+    "kafka-transactions.sh find-hanging and abort"
+)
+"""Kafka 4.3 may complete a transaction without closing it where a partition has no leader, as when a killed broker starts."""
 
 T = TypeVar("T")
 NUMBER_LOST = "number_lost"
@@ -391,10 +397,20 @@ class Transactions:
             except KafkaException as error:
                 if failures:  # once is what a coordinator that has just been made answers
                     problem = f"the number of the last transaction cannot be had: {error.args[0].str()}"
+                    if stable and failures >= HANGING_FAILURES and self._is_there():
+                        problem = HANGING
                     self._loop.call_soon_threadsafe(self._say, problem)
             if self._closing.wait(min(ASK_AGAIN_SECONDS * 2**failures, LONGEST_BACKOFF)):
                 break
         raise _Closing
+
+    def _is_there(self) -> bool:
+        """Whether Kafka has an answer as long as it is not asked what an open transaction may change."""
+        try:
+            last_number(self._config, stable=False)
+        except KafkaException:
+            return False
+        return True
 
     def _patiently(self, call: Callable[..., None], *args: Any) -> None:
         """Call until it is done; raises KafkaException for what does not pass by itself, _Closing when the agent stops."""

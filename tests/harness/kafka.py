@@ -100,14 +100,14 @@ class Topics:
         partitions = [partition for topic in topics for partition in found[topic].partitions.values()]
         return all(len(partition.isrs) == len(partition.replicas) for partition in partitions)
 
-    def end_offsets(self, topic: str) -> dict[int, int]:
-        """For each partition, the offset after the last record that is not part of an open transaction."""
+    def end_offsets(self, topic: str, isolation: IsolationLevel = IsolationLevel.READ_COMMITTED) -> dict[int, int]:
+        """For each partition, the offset after the last record that is not part of an open transaction, or after the last one."""
         latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
         def ask() -> dict[int, int]:
             # Each time anew, which tells the client of leaders that have changed.
             wanted = {TopicPartition(topic, number): latest for number in self.partitions(topic)}
-            found = self._admin.list_offsets(wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=10)
+            found = self._admin.list_offsets(wanted, isolation_level=isolation, request_timeout=10)
             return {place.partition: future.result(timeout=10).offset for place, future in found.items()}
 
         # A partition may be between two leaders.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaException
+from confluent_kafka import IsolationLevel, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._acl import AclBinding, AclOperation, AclPermissionType
 from confluent_kafka.admin._resource import ResourcePatternType, ResourceType
@@ -87,7 +87,7 @@ def broken(agent: Agent) -> dict[str, int]:
     return counts
 
 
-def number(agent: Agent) -> Numbered | None:
+def number(agent: Agent, stable: bool = False) -> Numbered | None:
     """The number of the agent's last transaction, as Kafka has it."""
     tables = agent.config
     return last_number(
@@ -95,8 +95,32 @@ def number(agent: Agent) -> Numbered | None:
             agent=config.Agent(name=tables["agent"]["name"]),
             kafka=config.Kafka(bootstrap_servers=tables["kafka"]["bootstrap_servers"]),
         ),
-        stable=False,
+        stable=stable,
     )
+
+
+@contextlib.contextmanager
+def unless_kafka_forgets_to_commit(kafka: Kafka, topic: str, agent: Agent) -> Iterator[None]:
+    """Expect a failure when Kafka itself holds a transaction open for ever, that no coordinator knows of; and only then.
+
+    A Kafka 4.3 that was killed in mid commit, and has partitions without a leader when it starts, takes them for deleted: it
+    completes the transaction without writing its markers to them, and nothing behind it is ever seen by who reads committed.
+    """
+    try:
+        yield
+    except AssertionError as error:
+        agent.kill()
+
+        def closed() -> bool:
+            number(agent, stable=True)
+            return kafka.end_offsets(topic) == kafka.end_offsets(topic, IsolationLevel.READ_UNCOMMITTED)
+
+        try:  # what a coordinator knows of is aborted within 70 seconds
+            eventually(closed, 90, "no transaction to be open")
+        except AssertionError:
+            number(agent)  # Kafka does answer
+            pytest.xfail(f"Kafka completed a transaction without its markers: {error}")
+        raise
 
 
 def marks(agent: Agent) -> dict[str, tuple[int, str]]:
@@ -335,23 +359,24 @@ def test_when_first_kafka_and_then_the_agent_dies_the_number_tells_what_was_comm
     running = agent(settings(own_kafka, topic, **tables))
     running.start()
     written = 0
-    with writing(running, "a") as sent, (directory / "app.log").open("ab", buffering=0) as file:
-        for round_ in range(3):
-            await_flow(running)
-            file.write(b"".join(line + b"\n" for line in lines(2000, "f", first=written)))
-            written += 2000
-            own_kafka.kill()
-            eventually(lambda: "prepared" in marks(running), what="a transaction that cannot be committed")
-            running.kill()
-            running.start(wait=False)
-            if round_:  # whether Kafka is back before the agent has given up waiting for it, or later
-                eventually(lambda: logged(running, "listening")[round_ + 1 :], what="the agent to listen")  # noqa: B023
-            else:
-                running.await_ready()
-            up(own_kafka, topic)
-    running.await_ready()
-    assert_exact(own_kafka, topic, {**sent, "f": written}, timeout=120)
-    assert not broken(running)
+    with unless_kafka_forgets_to_commit(own_kafka, topic, running):
+        with writing(running, "a") as sent, (directory / "app.log").open("ab", buffering=0) as file:
+            for round_ in range(3):
+                await_flow(running)
+                file.write(b"".join(line + b"\n" for line in lines(2000, "f", first=written)))
+                written += 2000
+                own_kafka.kill()
+                eventually(lambda: "prepared" in marks(running), what="a transaction that cannot be committed")
+                running.kill()
+                running.start(wait=False)
+                if round_:  # whether Kafka is back before the agent has given up waiting for it, or later
+                    eventually(lambda: logged(running, "listening")[round_ + 1 :], what="the agent to listen")  # noqa: B023
+                else:
+                    running.await_ready()
+                up(own_kafka, topic)
+        running.await_ready()
+        assert_exact(own_kafka, topic, {**sent, "f": written}, timeout=120)
+        assert not broken(running)
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["and nothing else happens", "and the agent is killed"])
