@@ -1364,7 +1364,7 @@ print(handler.dropped)
 @pytest.mark.parametrize("python", [pytest.param(path, id=f"python{version}") for version, path in PYTHONS])
 def test_an_app_needs_nothing_installed_and_no_newer_python_than_3_8(python: str, agent: FakeAgent, path: Path) -> None:
     child = subprocess.Popen(
-        [python, "-S", "-I", "-c", ESSENCE, str(ROOT), str(path)],
+        [python, "-S", "-I", "-W", "error", "-c", ESSENCE, str(ROOT), str(path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
