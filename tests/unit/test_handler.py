@@ -483,6 +483,28 @@ def test_an_interrupt_goes_through(kind: type[BaseException], log: logging.Logge
         log.info("%s", Interrupting())
 
 
+def test_the_kafka_handler_raises_interrupts_through_and_gives_all_else_to_handle_error(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Raising:
+        def __init__(self, kind: type[BaseException]) -> None:
+            self.kind = kind
+
+        def __str__(self) -> str:
+            raise self.kind
+
+    handler = KafkaLoggingHandler("h1:9092", "orders", address=str(path), close_timeout=0.0)
+    heard: list[logging.LogRecord] = []
+    monkeypatch.setattr(handler, "handleError", heard.append)
+    log = logger_of(handler)
+    for kind in (KeyboardInterrupt, SystemExit):
+        with pytest.raises(kind):
+            log.info("%s", Raising(kind))
+    log.info("%s", Raising(LookupError))
+    assert len(heard) == 1
+    handler.close()
+
+
 def test_what_is_logged_while_a_record_is_logged_arrives_too(
     agent: FakeAgent, handler: SocketHandler, log: logging.Logger
 ) -> None:
