@@ -1202,7 +1202,7 @@ print(sum(sent))
 
 def test_handlers_may_be_made_while_the_process_forks(path: Path) -> None:
     script = """
-import os, sys, threading, warnings, forwarder
+import os, sys, threading, time, warnings, forwarder
 warnings.simplefilter("ignore")
 sys.setswitchinterval(1e-6)
 go_on = True
@@ -1211,13 +1211,14 @@ def make():
     while go_on:
         kept.append(forwarder.SocketHandler("/nowhere"))
         if len(kept) > 10: kept.clear()
-threads = [threading.Thread(target=make) for _ in range(3)]
-for thread in threads: thread.start()
-for _ in range(40):
+        time.sleep(0)
+thread = threading.Thread(target=make)
+thread.start()
+for _ in range(100):
     if not os.fork(): os._exit(0)
     os.wait()
 go_on = False
-for thread in threads: thread.join()
+thread.join()
 """
     assert run(script).stderr == ""
 
