@@ -6,9 +6,9 @@ agent has not acknowledged stays in the ring; after a reconnect it is sent again
 knows what it has already. Drops are counted in `dropped` and told to the agent in the greeting.
 
 Nobody waits for anybody (see `turns`): a thread that finds another one sending leaves its record to it, and sends no more than
-`TURN` for the others. For what waits while the app is idle there is one helper thread, which ends by itself once nothing has
-waited for a while. A forked child starts with an empty ring, a session and a connection of its own. Standard library only,
-Python 3.8 and later.
+`TURN` for the others. What they have left is bounded by `backlog` too: records beyond that are dropped. For what waits while
+the app is idle there is one helper thread, which ends by itself once nothing has waited for a while. A forked child starts with
+an empty ring, a session and a connection of its own. Standard library only, Python 3.8 and later.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ import sys
 import threading
 import time
 from collections import deque
-from itertools import count
 from typing import Any
 
 from forwarder.formatter import JSONFormatter, one_line, rescue
-from forwarder.ring import Kept, Ring
+from forwarder.ring import Kept, Losses, Ring
 from forwarder.session import BATCH, Session
 from forwarder.settings import greeting_of, parse_level, parse_size
 from forwarder.turns import Helper, Turns, count_calls, watch_forks
@@ -111,9 +110,7 @@ class SocketHandler(logging.handlers.SocketHandler):
         """Begin as a new process: nothing waits, nothing is connected."""
         self._turns = Turns(self._recover)
         self._inbox: deque[bytes] = deque()  # appended to by any thread; all else is touched by the one that is at work
-        self._lost = count()
-        self._lost_at = 0
-        self._losing = False
+        self._losses = Losses()
         if self.sock is not None:
             self._session.let_go(self.sock)
             self.sock = None
@@ -145,7 +142,7 @@ class SocketHandler(logging.handlers.SocketHandler):
 
     @property
     def _waiting(self) -> bool:
-        return bool(self._inbox or self._losing or self._session.waiting)
+        return bool(self._inbox or self._losses.any or self._session.waiting)
 
     # The app's side
 
@@ -161,7 +158,7 @@ class SocketHandler(logging.handlers.SocketHandler):
         if depth >= DEEPEST:
             depth = count_calls(SocketHandler.emit, sys._getframe(1))  # an interrupt may have left it wrong
             if depth >= DEEPEST:
-                self._lose()
+                self._losses.add()
                 return
         try:
             _nesting.depth = depth + 1
@@ -188,19 +185,17 @@ class SocketHandler(logging.handlers.SocketHandler):
             with self._starting:  # forked without telling Python, and with threads of its own by now
                 if os.getpid() != self._pid:
                     self._start()
-        if len(self._inbox) >= CROWD:
-            time.sleep(0)  # for the thread at work: it takes them faster than others add, if they let it
-        if len(self._inbox) >= CROWD and (len(self._inbox) + 1) * len(s) > self.backlog:
-            self._lose()
-        else:
+        if len(self._inbox) < CROWD or self._is_room_for(s):
             self._inbox.append(s)
+        else:
+            self._losses.add()
         self._closed = False
         self._pump()
 
-    def _lose(self) -> None:
-        """Count a record that does not get into the ring."""
-        next(self._lost)
-        self._losing = True
+    def _is_room_for(self, s: bytes) -> bool:
+        """Let the thread at work go on, which takes records faster than others bring them if it gets to run, and look then."""
+        time.sleep(0)
+        return (len(self._inbox) + 1) * len(s) <= self.backlog
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not self.closeOnError or self.sock is None:
@@ -256,11 +251,8 @@ class SocketHandler(logging.handlers.SocketHandler):
         for _ in range(len(inbox)):  # not until it is empty: other threads may be filling it as fast
             ring.put(inbox[0])
             inbox.popleft()
-        if self._losing:
-            self._losing = False
-            lost = next(self._lost)  # counts this call too
-            ring.dropped += lost - self._lost_at
-            self._lost_at = lost + 1
+        if self._losses.any:
+            ring.dropped += self._losses.take()
         if session.full and not final:
             self._skipped += 1
             if self._skipped % self._retry_full_every:

@@ -8,7 +8,7 @@
 - An exception from outside (KeyboardInterrupt) may end any of these calls half done. It can leave a record in twice, and a
   count wrong until `recount`; it never loses a record and never gives one the number of another that came before it.
 
-One thread at a time. No I/O; standard library only, Python 3.8 and later.
+One thread at a time, but for `Losses.add`. No I/O; standard library only, Python 3.8 and later.
 """
 
 from __future__ import annotations
@@ -20,6 +20,26 @@ from itertools import count
 
 class Kept(bytes):
     """A record to drop only when no other waits."""
+
+
+class Losses:
+    """Records that never got to the ring: any thread counts them, without a lock, and the one at work takes the count over."""
+
+    def __init__(self) -> None:
+        self.any = False
+        self._count = count()  # of the calls of both methods: `next` is atomic
+        self._taken = 0
+
+    def add(self) -> None:
+        next(self._count)
+        self.any = True
+
+    def take(self) -> int:
+        """How many since the last call."""
+        self.any = False
+        number, before = next(self._count), self._taken
+        self._taken = number + 1
+        return number - before
 
 
 class Ring:

@@ -85,8 +85,7 @@ class KafkaLoggerHandler(SocketHandler):
         for name, value in record.__dict__.items():
             if name not in self.LEFT_OUT:
                 fields[name] = "" if value is None else value
-        if isinstance(record.args, tuple):
-            fields["args"] = [repr_of(value) for value in record.args]
+        fields["args"] = [repr_of(value) for value in record.args or ()]  # of a dict the names, as there
         fields["msg"] = repr_of(record.msg) if record.exc_info else text_of(record.msg)
         if record.exc_info:
             fields["exc_info"] = repr_of(record.exc_info)

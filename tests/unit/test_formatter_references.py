@@ -19,7 +19,11 @@ import logstash_formatter
 import pytest
 from opentelemetry import trace
 
-from forwarder import JSONFormatter, LogstashFormatter, LogstashFormatterV1
+from forwarder import JSONFormatter, KafkaLoggerHandler, LogstashFormatter, LogstashFormatterV1
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # of the Kafka client that it imports
+    import kafka_logger.handlers
 
 ROOT = Path(__file__).parents[2]
 
@@ -145,3 +149,19 @@ def test_otel_does_not_import_opentelemetry() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["Body"] == "x"
+
+
+OF_RED_HAT = sorted(RECORDS.keys() - {"values"})
+"""Values that JSON has no form for they cannot send."""
+
+
+@pytest.mark.parametrize("name", OF_RED_HAT)
+def test_records_of_the_stand_in_for_redhat_aqe_are_those_of_the_package(name: str) -> None:
+    theirs = object.__new__(kafka_logger.handlers.KafkaLoggingHandler)  # its own beginning asks a broker
+    logging.Handler.__init__(theirs)
+    ours = KafkaLoggerHandler("h", "orders", additional_fields={"service": "shop"}, log_preprocess=[dict.copy])
+    theirs.additional_fields, theirs.log_preprocess = ours.additional_fields, ours.log_preprocess
+    one = RECORDS[name]()
+    written = json.loads(ours.makePickle(one))
+    expected = json.loads(json.dumps(theirs.prepare_record_dict(one)))  # changes the record
+    assert written == expected
