@@ -24,6 +24,7 @@ BATCH_RECORDS = 250
 DIFFERENT_LINES = 80 * BATCH_RECORDS
 TIMEOUT = 600.0
 READ_BYTES = 64 * 1024
+TICK = 0.005
 
 
 class Place(NamedTuple):
@@ -110,26 +111,27 @@ def flood(peers: Sequence[Native], _: Event, each: int) -> int:
 
 
 def trickle(peers: Sequence[Native], stopping: Event, rate: float) -> int:
-    """All together send `rate` records a second, in turn and one in a write."""
+    """All together send `rate` records a second, in turn and one in a write; what is due is sent every TICK."""
     lines = make_lines(1000)
-    sent = [0] * len(peers)
-    safe = [0] * len(peers)
+    sent, safe = [0] * len(peers), [0] * len(peers)
     unsent = [b""] * len(peers)
-    begun = time.monotonic()
+    total, begun = 0, time.monotonic()
     while not stopping.is_set():
-        for place, peer in enumerate(peers):
-            data = unsent[place] + lines[sent[place] % len(lines)]
+        while total < (time.monotonic() - begun) * rate:
+            place = total % len(peers)
+            data = unsent[place] + lines[total % len(lines)]
+            unsent[place] = data[_write(peers[place], data) :]
             sent[place] += 1
-            unsent[place] = data[_write(peer, data) :]
+            total += 1
             with contextlib.suppress(BlockingIOError):
-                safe[place] = _acknowledged(peer)
-        time.sleep(max(begun + sum(sent) / rate - time.monotonic(), 0))
+                safe[place] = _acknowledged(peers[place])
+        time.sleep(TICK)
     for place, peer in enumerate(peers):
         peer.socket.settimeout(TIMEOUT)
         peer.send_bytes(unsent[place])
         while safe[place] < sent[place]:
             safe[place] = _acknowledged(peer)
-    return sum(sent)
+    return total
 
 
 def make_batches(count: int) -> list[bytes]:

@@ -68,11 +68,16 @@ class Phase(NamedTuple):
 
 
 class Return(NamedTuple):
-    """How the fleet came back: seconds from the brokers' return until all deliver again; the most in any second."""
+    """How the fleet came back.
+
+    Seconds without all brokers; from when they answer until the topic is served, and until all agents deliver again; the most
+    in any second.
+    """
 
     name: str
-    seconds: float
-    longest: float
+    away: float
+    served: float
+    delivered: float
     connections: int
     requests: int
     connected: int
@@ -198,14 +203,17 @@ class Fleet:
             restart()
             back = time.monotonic()
             self._relay.samples()
+            self._kafka.end_offsets(TOPIC)
+            served = time.monotonic() - back
             self._await_all()
-            seconds, longest = time.monotonic() - back, time.monotonic() - begun
+            delivered = time.monotonic() - back
             time.sleep(SETTLE_SECONDS)
             samples = self._relay.samples()
             self._sent += peers.stop()
         self._await_all()
         connections, requests = (most_a_second(samples, operator.attrgetter(of)) for of in ("made", "requests"))
-        return Return(name, seconds, longest, connections, requests, max(sample.present for sample in samples))
+        most = max(sample.present for sample in samples)
+        return Return(name, back - begun, served, delivered, connections, requests, most)
 
     def _await_all(self) -> None:
         """Until no agent has a record that is not in Kafka and older than BEHIND_SECONDS."""
@@ -264,13 +272,14 @@ def show(phases: Sequence[Phase]) -> None:
 
 
 def show_returns(returns: Sequence[Return]) -> None:
-    table = [["restarted", "", "all deliver after s", "of the restart s", "connections/s", "requests/s", "connected at most"]]
+    header = ["away s", "topic served after s", "all deliver after s", "connections/s", "requests/s", "connected at most"]
+    table = [["restarted", "", *header]]
     for of in returns:
         figures = [str(figure) for figure in (of.connections, of.requests, of.connected)]
-        table.append([of.name, "", f"{of.seconds:.1f}", f"{of.longest:.1f}", *figures])
+        table.append([of.name, "", f"{of.away:.1f}", f"{of.served:.1f}", f"{of.delivered:.1f}", *figures])
     print()
     print_table(table)
-    print("The rates are the most in any second after the return.")
+    print("Seconds after the brokers answer; the rates are the most in any second since then.")
 
 
 def extrapolate(phases: Sequence[Phase], returns: Sequence[Return]) -> None:
