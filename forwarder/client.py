@@ -45,5 +45,8 @@ def _tcp(listen: str) -> http.client.HTTPConnection:
 
 
 def status(listen: str) -> dict[str, Any]:
-    """What the agent says of itself."""
-    return msgspec.json.decode(get(listen, "/status"), type=dict[str, Any])
+    """What the agent says of itself; raises OSError as `get` does, also when somebody else answers there."""
+    try:
+        return msgspec.json.decode(get(listen, "/status"), type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise OSError(f"/status is no answer of an agent: {error}") from error
