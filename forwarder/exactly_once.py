@@ -193,7 +193,7 @@ class ExactlyOnceShipper(Shipper):
             self._seek(lane, lane.position)
             self.wake(lane.source)
 
-    def _renew_for_clock(self, why: str) -> None:
+    def _renew_producer(self, why: str) -> None:
         self.transactions.renew(KafkaError(KafkaError._TIMED_OUT, why))
 
     # What transactions ask for

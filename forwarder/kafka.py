@@ -57,6 +57,8 @@ TRANSACTION_RETRY_MS = 10
 """A transaction that begins while the markers of the one before are still being written is asked to come again. librdkafka's
 default, 100 ms, was most of what a transaction took; with this one takes 5."""
 REPEAT_SECONDS, MOST_REPEATS = 60.0, 200
+STRANDED_AFTER = 2
+"""So many times in a row another client was answered and the producer, asked before it, was not: never a matter of moments."""
 
 FOR_GOOD = frozenset(
     {
@@ -170,6 +172,8 @@ class Topic(msgspec.Struct):
     partitions: list[int] = []
     problem: str = ""
     permanent: bool = False
+    stranded: bool = False
+    """Kafka answers others, but never this producer again."""
     turn: int = msgspec.field(default_factory=_any_turn)
     sent: int = 0
     asked: float = 0.0
@@ -186,6 +190,9 @@ class Kafka:
         self.connected = False
         self._way = way
         self._heard: list[tuple[Report, KafkaError | None, Message]] = []
+        self._config = config
+        self._reached = False
+        self._unanswered = 0
         properties = producer_properties(config, way)
         if batch_bytes:
             properties["batch.size"] = batch_bytes
@@ -267,14 +274,25 @@ class Kafka:
         try:
             found = producer.list_topics(name, timeout=METADATA_TIMEOUT).topics[name]
         except KafkaException as error:
-            return Topic(problem=f"Kafka does not answer: {error.args[0].str()}")
+            return Topic(problem=f"Kafka does not answer: {error.args[0].str()}", stranded=self._is_stranded(name))
         except Exception as error:  # the thread must go on, or apps would wait for ever
             return Topic(problem=f"the topic cannot be looked up: {error!r}")
-        self.connected = True
+        self.connected = self._reached = True
+        self._unanswered = 0
         if found.error is not None and found.error.code() != KafkaError.LEADER_NOT_AVAILABLE:
             return Topic(problem=found.error.str(), permanent=found.error.code() in OF_TOPIC)
         led = [number for number, partition in sorted(found.partitions.items()) if partition.leader >= 0]
         return Topic(partitions=led) if led else Topic(problem="no partition has a leader")
+
+    def _is_stranded(self, name: str) -> bool:
+        """Whether this producer, which was not answered now, will never be.
+
+        librdkafka forgets brokers that are not in the last metadata it was sent: those of a cluster that has just been started
+        again may name none, and a broker may come back at another address. With `metadata.recovery.strategy=none` it then
+        stays without brokers for ever; of 50 agents whose three brokers were restarted, 11 did.
+        """
+        self._unanswered = self._unanswered + 1 if self._reached and _answers(self._config, name) else 0
+        return self._unanswered >= STRANDED_AFTER
 
     # Transactions. Each call raises KafkaException, and those that time out may be called again to go on.
 
@@ -336,6 +354,15 @@ class Kafka:
             self.fatal = error.str()
         elif error.code() == KafkaError._ALL_BROKERS_DOWN:
             self.connected = False
+
+
+def _answers(config: Config, topic: str) -> bool:
+    """Whether Kafka answers a client that begins with the configured brokers. Blocks."""
+    client = Producer({**client_properties(config), "logger": _client_log})
+    try:
+        return bool(client.list_topics(topic, timeout=METADATA_TIMEOUT).brokers)
+    except KafkaException:
+        return False
 
 
 class Numbered(NamedTuple):

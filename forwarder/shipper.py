@@ -531,6 +531,8 @@ class Shipper:
         self._main.ask(name)
 
     def _topic_changed(self, name: str, topic: Topic) -> None:
+        if topic.stranded:
+            self._renew_producer("librdkafka has lost its brokers, while Kafka answers others")
         if self._topics.learn(name, topic):
             waiting = [lane for lane in self._lanes.values() if lane.waits_for == name and lane.waiting is not None]
             # What was read first goes first: it may be of the file that stood at the same path before.
@@ -614,7 +616,7 @@ class Shipper:
         ahead = self._clock() - self._loop.time()
         stepped, self._clock_ahead = ahead - self._clock_ahead, ahead
         if stepped < -CLOCK_STEP and not self._main.fatal:
-            self._renew_for_clock(f"the clock, which its waits go by, was set back by {-stepped:.0f} s")
+            self._renew_producer(f"the clock, which its waits go by, was set back by {-stepped:.0f} s")
         if not self.in_flight and not self._main.fatal:
             for kafka in list(self._producers.values()):
                 kafka.poll()
@@ -625,7 +627,7 @@ class Shipper:
             self._window = max(self._window // 2, min(SMALLEST_WINDOW, self._config.kafka.in_flight))
         self._peak = self.in_flight
 
-    def _renew_for_clock(self, why: str) -> None:
+    def _renew_producer(self, why: str) -> None:
         self._main.fatal = why
         self._schedule()
 

@@ -256,7 +256,7 @@ def show(phases: Sequence[Phase]) -> None:
         "connections",
         "made",
         *(f"{kind}/s" for kind in kinds),
-        "of it by broker",
+        "Produce by broker",
         "KB/s in",
         "out",
         "brokers' CPU",

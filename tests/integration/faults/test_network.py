@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -141,3 +142,29 @@ def test_a_network_that_is_cut_costs_nothing_but_time_and_recovery_takes_seconds
     took = time.monotonic() - begun
     judge(kafka.values(topic, expected=10_000), {"w": 10_000}).assert_exact()
     assert took < 5, f"the first delivery came {took:.1f} s after the network"
+
+
+def test_brokers_that_come_back_at_other_addresses_are_found_by_those_of_the_configuration(
+    directory: Path, agent: AgentFactory
+) -> None:
+    """librdkafka keeps to what the last metadata said, and that is gone."""
+    port = free_ports(4)
+    configured, before, after = range(port + 1, port + 4)
+    kafka = Kafka(directory / "kafka", fronts=[(f"127.0.0.1:{port}", f"127.0.0.1:{before}")])
+    moved = Kafka(directory / "kafka", port=kafka.port, fronts=[(f"127.0.0.1:{port}", f"127.0.0.1:{after}")])
+    try:
+        with Relay((configured, port), (after, port)):
+            with Relay((before, port)):
+                kafka.start()
+                topic = new_topic(kafka)
+                running = agent({"kafka": {"bootstrap_servers": f"127.0.0.1:{configured}", "topic": topic}})
+                running.start()
+                send(running, lines(100))
+                await_settled(running)
+                kafka.stop()
+            send(running, lines(100, first=100))
+            moved.start()
+            judge(moved.values(topic, expected=200, timeout=120), {"w": 200}).assert_exact()
+            assert running.status()["kafka"]["producers_replaced"] == 1
+    finally:
+        kafka.stop()
