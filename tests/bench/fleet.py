@@ -296,7 +296,7 @@ On paper. Measured above:
   requests/s of an agent, idle                    {quiet:.3f}
   requests/s of an agent at {SLOW} records/s         {each:.2f}
   connections/s of an agent after all restarted   {storm:.2f}
-  brokers' processor time a request               {cost * 1e6:.0f} µs, copies to two other brokers included
+  brokers' processor time a request               {cost * 1e6:.0f} µs: copies to two others, and how little it had to do, in it
 Assumed:
   connections of a broker    {MOST_CONNECTIONS} ({MOST_CONNECTIONS_SOURCE})
   requests/s of a broker     {CORES} cores, {CORES_SHARE:.0%} of them for requests:
