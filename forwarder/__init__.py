@@ -5,7 +5,7 @@ loaded when they are asked for: the agent, which lives in modules of its own tha
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, List
 
 from forwarder.version import __version__
 
@@ -35,6 +35,12 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name in _HOMES.values():
+        return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> List[str]:
+    return sorted({*globals(), *__all__})

@@ -96,9 +96,10 @@ def append(directory: Path, app: str, lines: bytes) -> None:
             raise OSError(errno.ENOSPC, f"no room for the dead letters of {app}")
         os.fsync(fd)
     if not size:
-        # Its name is to last too, and that of the directory, which may be as new.
-        sync_directory(directory)
-        sync_directory(directory.parent)
+        # Its name is to last too, and that of the directory, which may be as new. What is written is not to be written again.
+        with contextlib.suppress(OSError):
+            sync_directory(directory)
+            sync_directory(directory.parent)
 
 
 def files(directory: Path) -> list[File]:

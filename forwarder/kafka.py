@@ -152,6 +152,7 @@ def producer_properties(config: Config, way: Way) -> dict[str, Any]:
     if way is Way.BATCHED:
         # Of what is refused the next records of its key must not have been stored: no batch leaves before all is handed over.
         properties.update({"linger.ms": LONGEST_LINGER_MS, "batch.num.messages": 1_000_000, "batch.size": MAX_MESSAGE_BYTES})
+        properties["message.max.bytes"] = MAX_MESSAGE_BYTES
     if way in {Way.TRANSACTION, Way.PROBE}:
         properties.setdefault("retry.backoff.ms", TRANSACTION_RETRY_MS)
         properties["transactional.id"] = probe_id(config) if way is Way.PROBE else transactional_id(config)
@@ -289,9 +290,10 @@ class Kafka:
 
         librdkafka forgets brokers that are not in the last metadata it was sent: those of a cluster that has just been started
         again may name none, and a broker may come back at another address. With `metadata.recovery.strategy=none` it then
-        stays without brokers for ever; of 50 agents whose three brokers were restarted, 11 did.
+        stays without brokers for ever; of 50 agents whose three brokers were restarted, 11 did. A producer that is connected may
+        just be slow: its question then waits behind what it sends.
         """
-        self._unanswered = self._unanswered + 1 if self._reached and _answers(self._config, name) else 0
+        self._unanswered = self._unanswered + 1 if self._reached and not self.connected and _answers(self._config, name) else 0
         return self._unanswered >= STRANDED_AFTER
 
     # Transactions. Each call raises KafkaException, and those that time out may be called again to go on.
@@ -397,7 +399,8 @@ def last_number(config: Config, *, stable: bool) -> Numbered | None:
 
 
 def transactional_problem(config: Config, name: str) -> KafkaError | None:
-    """Why this user may not use the transactional id, or cannot. Disturbs nobody who uses it. Blocks.
+    """Why this user may not use the transactional id, or cannot. Blocks. Disturbs nobody who uses it, unless the broker's
+    `transaction.max.timeout.ms` is the largest there is: an agent that runs then goes on with a new producer.
 
     The broker looks at rights before it looks at the timeout, and at a timeout that it does not allow before it does anything.
     """

@@ -1,7 +1,7 @@
 """What must not leave the machine: patterns taken out of every record, and ready-made ones by name. Bytes in, bytes out.
 
 A pattern that needs more than linear time would let one record hold up everything, so each is tried before it is used. The
-ready-made ones begin with a character or a set of them, which the engine looks for fast, and bound what they repeat.
+ready-made ones bound what they repeat; they know JSON's escapes, and leave JSON what it is.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from typing import Any, NamedTuple
 
+import msgspec
+
 from forwarder.route import Prepare
 
 REDACTED = "[redacted]"
@@ -23,7 +25,7 @@ TINY, SMALL, LARGE = 32, 1024, 8192
 """Bytes of the records that a pattern is tried with."""
 MOST_GROWTH = 24
 """How much longer LARGE may take than SMALL: eight times as much is linear, 64 times as much quadratic."""
-NOTHING_SECONDS, HOPELESS_SECONDS = 0.002, 0.05
+NOTHING_SECONDS, HOPELESS_SECONDS = 0.002, 0.5
 TIMES = 3
 
 
@@ -49,21 +51,40 @@ def luhn(found: bytes) -> bool:
     return sum(digits[0::2] + [digit * 2 // 10 + digit * 2 % 10 for digit in digits[1::2]]) % 10 == 0
 
 
+def _beginning(first: bytes, word: bytes) -> bytes:
+    """`first`, one character wide, where a word begins: behind nothing of the set `word`, or behind an escape of JSON.
+
+    That it stands before what looks back is for speed: the engine then looks for it fast.
+    """
+    behind_escape = rb"(?<=\\[bfnrt]" + first + rb")|(?<=\\u[0-9A-Fa-f]{4}" + first + rb")"
+    return first + rb"(?:(?<!" + word + first + rb")|" + behind_escape + rb")"
+
+
 _OCTET = rb"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_LOCAL = rb"[A-Za-z0-9._%+\x80-\xff-]"
 
 READYMADE = {
     "email": Readymade(
-        rb"()[A-Za-z0-9._%+-](?<![A-Za-z0-9._%+-]{2})[A-Za-z0-9._%+-]{0,63}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?",
-        rb"@(?<=[A-Za-z0-9._%+-]@)[A-Za-z0-9]",
+        rb"()(?<!\\)(?:(?<!" + _LOCAL + rb")|(?<=\\[bfnrt])|(?<=\\u[0-9A-Fa-f]{4}))"
+        rb"(?:" + _LOCAL + rb"|\\u[0-9A-Fa-f]{4}){1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?",
+        rb"@(?<=" + _LOCAL + rb"@)[A-Za-z0-9]",
     ),
-    "credit-card": Readymade(rb"()[2-6](?<![0-9A-Za-z.][2-6])(?:[ -]?[0-9]){12,18}(?![0-9A-Za-z])", accept=luhn),
+    "credit-card": Readymade(
+        rb"()" + _beginning(rb"[2-6]", rb"[0-9A-Za-z.]") + rb"(?:[ -]?[0-9]){12,18}(?![0-9A-Za-z])", accept=luhn
+    ),
     "ipv4": Readymade(
-        rb"()[0-9](?<![0-9A-Za-z.][0-9])(?<=(?=" + _OCTET + rb"\.).)[0-9]{0,2}(?:\." + _OCTET + rb"){3}(?![0-9A-Za-z]|\.[0-9])"
+        rb"()" + _beginning(rb"[0-9]", rb"[0-9A-Za-z.]") + rb"(?<=(?=" + _OCTET + rb"\.).)[0-9]{0,2}"
+        rb"(?:\." + _OCTET + rb"){3}(?![0-9A-Za-z]|\.[0-9])"
     ),
-    "jwt": Readymade(rb"()eyJ(?<![A-Za-z0-9_-]eyJ)[A-Za-z0-9_-]{5,4096}\.[A-Za-z0-9_-]{5,16384}\.[A-Za-z0-9_-]{0,4096}"),
+    "jwt": Readymade(
+        rb"()"
+        + _beginning(rb"e", rb"[A-Za-z0-9_-]")
+        + rb"yJ[A-Za-z0-9_-]{5,4096}\.[A-Za-z0-9_-]{5,16384}\.[A-Za-z0-9_-]{0,4096}",
+        rb"eyJ",
+    ),
     "bearer-token": Readymade(rb"([Bb](?:earer|EARER) {1,4})[A-Za-z0-9._~+/-]{4,16384}={0,2}"),
-    "aws-key": Readymade(rb"()A(?<![A-Z0-9]A)(?:KIA|SIA)[A-Z2-7]{16}(?![A-Z0-9])"),
-    "url-password": Readymade(rb"(://[^\s:/@\"\\]{0,128}:)[^\s/@\"\\]{1,256}(?=@)"),
+    "aws-key": Readymade(rb"()" + _beginning(rb"A", rb"[A-Z0-9]") + rb"(?:KIA|SIA)[A-Z2-7]{16}(?![A-Z0-9])"),
+    "url-password": Readymade(rb"(://[^\s:/@\"\\]{0,128}:)(?:[^\s/@\"\\]|\\[\"\\/]|\\u[0-9A-Fa-f]{4}){1,256}(?=@)"),
 }
 
 
@@ -90,10 +111,30 @@ def _step(rule: Rule) -> Prepare:
     def taken_out(match: re.Match[bytes]) -> bytes:
         return match[1] + replacement if accept(match[0]) else match[0]
 
-    if not made.first:
-        return lambda records: [pattern.sub(taken_out, record) for record in records]
-    first = re.compile(made.first).search
-    return lambda records: [pattern.sub(taken_out, record) if first(record) else record for record in records]
+    def quoted(match: re.Match[bytes]) -> bytes:
+        """As `taken_out`, but as a string where a number of JSON seems to stand."""
+        left = taken_out(match)
+        before = match.string[max(match.start() - 8, 0) : match.start()].rstrip()
+        bare = before.endswith((b'":', b"[", b",")) and not before.endswith(b'\\":')
+        return b'"' + left + b'"' if bare and left != match[0] else left
+
+    def one(record: bytes) -> bytes:
+        left = pattern.sub(taken_out, record)
+        if left == record or _is_json(left) or not _is_json(record):
+            return left
+        again = pattern.sub(quoted, record)
+        return again if _is_json(again) else left
+
+    first = re.compile(made.first or made.pattern).search
+    return lambda records: [one(record) if first(record) else record for record in records]
+
+
+def _is_json(record: bytes) -> bool:
+    try:
+        msgspec.json.decode(record)
+    except (msgspec.MsgspecError, RecursionError):
+        return False
+    return True
 
 
 # Trying a pattern
@@ -106,19 +147,19 @@ class _Hopeless(Exception):
 def slowness(pattern: str) -> str:
     """What makes the pattern slow, in words, or an empty text; for the main thread, since nothing else can stop the engine.
 
-    Tried are records of one character, of two in turn, and of each word in the pattern, again and again. That finds nested
-    and adjoining repetitions; a pattern can be made that it does not find.
+    Tried are records of one character, of two in turn, of each literal text in the pattern, again and again, and of that text
+    with one character behind it again and again. That finds nested, adjoining and unbounded repetitions as they are usually
+    written; a pattern can be made that it does not find.
     """
-    search = re.compile(pattern.encode()).search
+    take_out = re.compile(pattern.encode()).sub
     with _alarmed():
-        for probe in _probes(pattern):
-            tiny, small, large = ((probe * size)[:size] + b"\0" for size in (TINY, SMALL, LARGE))
+        for start, more in _probes(pattern):
+            tiny, small, large = ((start + more * size)[: len(start) + size] + b"\0" for size in (TINY, SMALL, LARGE))
             try:
-                _time(search, tiny, 1)
-                once = _time(search, large, 1)
-                if once < NOTHING_SECONDS:
+                _time(take_out, tiny, 1)
+                if _time(take_out, large, 1) < NOTHING_SECONDS:
                     continue
-                growth = _time(search, large, TIMES) / _time(search, small, TIMES)
+                growth = _time(take_out, large, TIMES) / _time(take_out, small, TIMES)
             except _Hopeless:
                 return f"a record of some kilobytes such as {shown(large)} takes it more than {HOPELESS_SECONDS * 1000:.0f} ms"
             if growth > MOST_GROWTH:
@@ -128,35 +169,42 @@ def slowness(pattern: str) -> str:
     return ""
 
 
-def _time(search: Callable[[bytes], Any], record: bytes, times: int) -> float:
+def _time(take_out: Callable[[bytes, bytes], Any], record: bytes, times: int) -> float:
     """Processor seconds that it takes at least."""
     taken = []
     for _ in range(times):
         begun = time.thread_time()
-        _within(HOPELESS_SECONDS, search, record)
+        _within(HOPELESS_SECONDS, take_out, record)
         taken.append(time.thread_time() - begun)
     return min(taken)
 
 
 def shown(record: bytes) -> str:
-    return ascii(record[:8].decode("latin-1") + "…").replace("\\u2026", "…")
+    """The beginning of it."""
+    return ascii(record[:16].decode("latin-1") + "…").replace("\\u2026", "…")
 
 
-def _probes(pattern: str) -> Iterator[bytes]:
+def _probes(pattern: str) -> Iterator[tuple[bytes, bytes]]:
+    """What a record begins with, and what follows again and again."""
+    alphabet = "a0A .-/=:,_"
     for character in string.printable:
-        yield character.encode()
-    for word in dict.fromkeys(re.findall(r"\w{2,}", pattern)):
-        yield word.encode()
-    for pair in product("a0 .-/=:,", repeat=2):
-        if pair[0] != pair[1]:
-            yield "".join(pair).encode()
+        yield b"", character.encode()
+    for one, other in product(alphabet, repeat=2):
+        if one != other:
+            yield b"", (one + other).encode()
+    literal = re.sub(r"\\[A-Za-z0-9]|\(\?[^)]*?[:=!>]|\[[^\]]*\]|\{[^}]*\}", "\0", pattern)
+    for text in dict.fromkeys(re.findall(r"(?:\\.|[^\\()|*+?.^$\0])+", literal)):
+        plain = text.replace("\\", "").encode()
+        yield b"", plain
+        for character in alphabet:
+            yield plain, character.encode()
 
 
-def _within(seconds: float, work: Callable[[bytes], Any], record: bytes) -> None:
+def _within(seconds: float, take_out: Callable[[bytes, bytes], Any], record: bytes) -> None:
     """The engine looks for signals as it goes back and forth."""
     signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     try:
-        work(record)
+        take_out(b"", record)
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 

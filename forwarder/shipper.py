@@ -522,7 +522,7 @@ class Shipper:
         def changed(name: str, topic: Topic) -> None:
             # Raises RuntimeError once the loop is closed: the agent has stopped and nobody asks any more.
             with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._topic_changed, name, topic)
+                self._loop.call_soon_threadsafe(self._topic_changed, kafka, name, topic)
 
         kafka = self._producers[way] = Kafka(self._config, way=way, topic_changed=changed)
         return kafka
@@ -530,8 +530,8 @@ class Shipper:
     def _ask(self, name: str) -> None:
         self._main.ask(name)
 
-    def _topic_changed(self, name: str, topic: Topic) -> None:
-        if topic.stranded:
+    def _topic_changed(self, asked: Kafka, name: str, topic: Topic) -> None:
+        if topic.stranded and asked is self._main:
             self._renew_producer("librdkafka has lost its brokers, while Kafka answers others")
         if self._topics.learn(name, topic):
             waiting = [lane for lane in self._lanes.values() if lane.waits_for == name and lane.waiting is not None]
