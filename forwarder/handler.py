@@ -6,9 +6,10 @@ agent has not acknowledged stays in the ring; after a reconnect it is sent again
 knows what it has already. Drops are counted in `dropped` and told to the agent in the greeting.
 
 Nobody waits for anybody (see `turns`): a thread that finds another one sending leaves its record to it, and sends no more than
-`TURN` for the others. What they have left is bounded by `backlog` too: records beyond that are dropped. For what waits while
-the app is idle there is one helper thread, which ends by itself once nothing has waited for a while. A forked child starts with
-an empty ring, a session and a connection of its own. Standard library only, Python 3.8 and later.
+`TURN` for the others. What they have left is bounded by `backlog` too, and by twice as much for records to keep; beyond that the
+newest are dropped. For what waits while the app is idle there is one helper thread, which ends by itself once nothing has waited
+for a while. A forked child starts with an empty ring, a session and a connection of its own. Standard library only, Python 3.8
+and later.
 """
 
 from __future__ import annotations
@@ -109,7 +110,11 @@ class SocketHandler(logging.handlers.SocketHandler):
     def _start(self) -> None:
         """Begin as a new process: nothing waits, nothing is connected."""
         self._turns = Turns(self._recover)
-        self._inbox: deque[bytes] = deque()  # appended to by any thread; all else is touched by the one that is at work
+        # Any thread appends to the inbox and adds to _arrived, in bytes; all else is touched by the one that is at work. A record
+        # carries what _arrived was with it, and that becomes _taken: if two threads at once, or an interrupt, have left _arrived
+        # wrong, their difference is right again once a later record has been taken.
+        self._inbox: deque[tuple[int, bytes]] = deque()
+        self._arrived = self._taken = 0
         self._losses = Losses()
         if self.sock is not None:
             self._session.let_go(self.sock)
@@ -185,17 +190,20 @@ class SocketHandler(logging.handlers.SocketHandler):
             with self._starting:  # forked without telling Python, and with threads of its own by now
                 if os.getpid() != self._pid:
                     self._start()
-        if len(self._inbox) < CROWD or self._is_room_for(s):
-            self._inbox.append(s)
+        size = len(s)
+        if size <= self.backlog and (not self._inbox or self._is_room_for(s)):
+            self._arrived = end = self._arrived + size
+            self._inbox.append((end, s))
         else:
             self._losses.add()
         self._closed = False
         self._pump()
 
     def _is_room_for(self, s: bytes) -> bool:
-        """Let the thread at work go on, which takes records faster than others bring them if it gets to run, and look then."""
-        time.sleep(0)
-        return (len(self._inbox) + 1) * len(s) <= self.backlog
+        most = 2 * self.backlog - len(s) if type(s) is Kept else self.backlog - len(s)
+        if len(self._inbox) >= CROWD or self._arrived - self._taken > most:
+            time.sleep(0)  # the thread at work takes records faster than others bring them, if it gets to run
+        return self._arrived - self._taken <= most
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not self.closeOnError or self.sock is None:
@@ -249,8 +257,10 @@ class SocketHandler(logging.handlers.SocketHandler):
         inbox, session = self._inbox, self._session
         ring = session.ring
         for _ in range(len(inbox)):  # not until it is empty: other threads may be filling it as fast
-            ring.put(inbox[0])
+            end, record = inbox[0]
+            ring.put(record)
             inbox.popleft()
+            self._taken = end
         if self._losses.any:
             ring.dropped += self._losses.take()
         if session.full and not final:
@@ -317,11 +327,11 @@ class SocketHandler(logging.handlers.SocketHandler):
         except OSError:
             self._put_off()
             return
-        if self._session is not session:  # forked in between: it is the parent's
-            sock.close()
+        session.begin(sock)
+        if self._session is not session:  # a signal handler has forked: it is the parent's
+            session.let_go(sock)
             return
         self._retry_at = None
-        session.begin(sock)
         self.sock = sock
 
     def _put_off(self) -> None:

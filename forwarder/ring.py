@@ -76,9 +76,10 @@ class Ring:
         return bool(self._again or self._fresh or self._kept)
 
     def put(self, record: bytes) -> None:
-        """Add a record; an empty one stands for one that was lost before it got here."""
-        if record and len(record) <= self.limit:
-            self.size += len(record)
+        """Add a record. An empty one is dropped: it would get a number, and the agent count one less."""
+        size = len(record)
+        if 0 < size <= self.limit:
+            self.size += size
             (self._kept if type(record) is Kept else self._fresh).append((next(self._arrivals), record))
         else:
             self.dropped += 1

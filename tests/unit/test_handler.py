@@ -16,6 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType, SimpleNamespace
@@ -355,6 +356,13 @@ def test_a_ring_of_records_to_keep_is_bounded_too(drop: str, first: int) -> None
     assert ring.take(20) == b"%d" % first * 20
     ring.recount()
     assert (ring.size, ring.under_way) == (100, 20)
+
+
+def test_what_would_get_a_number_and_never_arrive_or_is_larger_than_the_ring_is_dropped_at_once() -> None:
+    ring = Ring(100)
+    for record in (b"", b"x" * 101, b"x" * 100):
+        ring.put(record)
+    assert (ring.size, ring.dropped, len(ring)) == (100, 2, 1)
 
 
 # Errors
@@ -734,7 +742,9 @@ def test_a_thread_that_is_sending_holds_up_no_other(agent: FakeAgent, path: Path
         assert agent.messages() == ["first", "second"]
 
 
-def test_what_waits_is_bounded_also_while_the_thread_that_should_send_it_stands_still(agent: FakeAgent, path: Path) -> None:
+@contextmanager
+def standing_still(path: Path, backlog: str) -> Iterator[SocketHandler]:
+    """A handler one thread of which is at work, having logged "first", and stands still until the block ends."""
     standing, go_on = threading.Event(), threading.Event()
 
     class Standing(SocketHandler):
@@ -743,21 +753,74 @@ def test_what_waits_is_bounded_also_while_the_thread_that_should_send_it_stands_
             go_on.wait(PATIENCE)
             return super().makeSocket(timeout)
 
-    handler = Standing(str(path), backlog="64KiB", close_timeout=PATIENCE)
-    log = logger_of(handler)
-    with agent:
-        other = threading.Thread(target=log.info, args=("first",))
-        other.start()
+    handler = Standing(str(path), backlog=backlog, close_timeout=PATIENCE)
+    other = threading.Thread(target=logger_of(handler).info, args=("first",))
+    other.start()
+    try:
         assert standing.wait(PATIENCE)
-        for number in range(1000):
-            log.info("%d", number)
-        assert sum(map(len, handler._inbox)) < 1.1 * handler.backlog  # lines differ by a few bytes
+        yield handler
+    finally:
         go_on.set()
         other.join()
         handler.close()
+
+
+def bytes_left(handler: SocketHandler) -> int:
+    return sum(len(record) for _, record in handler._inbox)
+
+
+@pytest.mark.parametrize("sizes", [(1,), (20_000,), (1, 40_000), (40_000, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize(("level", "backlogs"), [(logging.INFO, 1), (logging.ERROR, 2)], ids=["info", "error"])
+def test_what_waits_is_bounded_also_while_the_thread_that_should_send_it_stands_still(
+    level: int, backlogs: int, sizes: tuple[int, ...], agent: FakeAgent, path: Path
+) -> None:
+    with agent:
+        with standing_still(path, "64KiB") as handler:
+            log = logger_of(handler)
+            for number in range(1000):
+                log.log(level, "%d %s", number, "x" * sizes[number % len(sizes)])
+                assert bytes_left(handler) <= backlogs * handler.backlog
+            assert bytes_left(handler) > (backlogs - 0.5) * handler.backlog
         assert handler.dropped > 500
         assert len(agent.records) + handler.dropped == 1001
         assert agent.greetings[-1]["dropped"] == handler.dropped
+
+
+def test_a_large_record_is_not_dropped_as_long_as_there_is_room_for_it(agent: FakeAgent, path: Path) -> None:
+    with agent:
+        with standing_still(path, "1MiB") as handler:
+            log = logger_of(handler)
+            for _ in range(150):
+                log.info("small")
+            log.info("large %s", "x" * 100_000)
+        assert handler.dropped == 0
+        assert agent.messages()[-1].startswith("large")
+
+
+def test_records_to_keep_have_room_where_no_other_has_any(agent: FakeAgent, path: Path) -> None:
+    with agent:
+        with standing_still(path, "64KiB") as handler:
+            log = logger_of(handler)
+            for number in range(1000):
+                log.info("%d", number)
+            for number in range(30):
+                log.error("kept %d", number)
+            log.error("large %s", "x" * 5_000)
+        found = agent.messages()
+        assert [message for message in found if message.startswith("kept")] == [f"kept {number}" for number in range(30)]
+        assert found[-1].startswith("large")
+        assert handler.dropped > 900
+
+
+def test_a_wrong_count_of_what_waits_is_right_again_with_the_next_records(agent: FakeAgent, path: Path) -> None:
+    with agent:
+        with standing_still(path, "64KiB") as handler:
+            handler._arrived += 10 * handler.backlog  # as an interrupt in the middle of `send` may leave it
+            logger_of(handler).info("second")
+        logger_of(handler).info("third")
+        handler.close()
+        assert (handler._arrived, handler.dropped) == (handler._taken, 0)
+        assert agent.messages() == ["first", "second", "third"]
 
 
 def test_threads_that_log_as_fast_as_they_can_let_the_one_that_sends_go_on(path: Path) -> None:
@@ -1223,26 +1286,36 @@ thread.join()
     assert run(script).stderr == ""
 
 
-def test_a_fork_in_the_middle_of_connecting_gives_the_child_nothing_of_its_parents(agent: FakeAgent, path: Path) -> None:
+@pytest.mark.parametrize("moment", ["SocketHandler.makeSocket", "Session.begin"])
+def test_a_fork_in_the_middle_of_connecting_gives_the_child_nothing_of_its_parents(
+    moment: str, agent: FakeAgent, path: Path
+) -> None:
     script = """
 import logging, os, sys, forwarder
-class Forking(forwarder.SocketHandler):  # as a signal handler might, at that moment
-    pid = None
-    def makeSocket(self, timeout=1):
-        sock = super().makeSocket(timeout)
-        if self.pid is None: self.pid = os.fork()
-        return sock
-handler = Forking(sys.argv[1], close_timeout=20)
+from forwarder.handler import Session, SocketHandler
+pid = None
+def forking(method):  # as a signal handler might, at that moment
+    def then_fork(*args):
+        global pid
+        result = method(*args)
+        if pid is None: pid = os.fork()
+        return result
+    return then_fork
+owner, name = sys.argv[2].split(".")
+setattr(globals()[owner], name, forking(getattr(globals()[owner], name)))
+descriptors = len(os.listdir("/proc/self/fd"))
+handler = SocketHandler(sys.argv[1], close_timeout=20)
 log = logging.getLogger()
 log.addHandler(handler)
 log.warning("parent")
-log.warning("parent" if handler.pid else "child")
+log.warning("parent" if pid else "child")
 logging.shutdown()
-if handler.pid: assert os.waitpid(handler.pid, 0)[1] == 0
+assert len(os.listdir("/proc/self/fd")) == descriptors
+if pid: assert os.waitpid(pid, 0)[1] == 0
 os._exit(0)
 """
     with agent:
-        assert run(script, str(path)).stderr == ""
+        assert run(script, str(path), moment).stderr == ""
         assert Counter(agent.messages()) == {"parent": 2, "child": 1}
         assert agent.arrivals == 3
         assert agent.gaps == []
