@@ -190,6 +190,8 @@ class Kafka:
         """Why the producer can send nothing more, or empty."""
         self.connected = False
         self._way = way
+        self._largest = int(config.kafka.properties.get("message.max.bytes", MAX_MESSAGE_BYTES))
+        """Of a record: what the user allows. To librdkafka the same is a limit of batches, which may be larger."""
         self._heard: list[tuple[Report, KafkaError | None, Message]] = []
         self._config = config
         self._reached = False
@@ -233,6 +235,9 @@ class Kafka:
         refused = []
         report = functools.partial(self._hear, each) if self._way is Way.BATCHED else each
         for key, value in records:
+            if len(value) + len(key or b"") > self._largest:
+                refused.append((KafkaError(KafkaError.MSG_SIZE_TOO_LARGE), key, value))
+                continue
             try:
                 self._producer.produce(topic, value, key, -1, report)
             except KafkaException as error:

@@ -7,9 +7,9 @@ only resumed in a file that still holds both.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import zlib
+from _blake2 import blake2b  # hashlib has it from there, and loads half a megabyte of OpenSSL beside it
 
 import msgspec
 
@@ -56,7 +56,7 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 def digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+    return blake2b(content, digest_size=16).hexdigest()
 
 
 def encode(identity: Identity) -> str:

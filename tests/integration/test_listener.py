@@ -802,7 +802,8 @@ class Disk:
         self.free()
         room = os.statvfs(self.path)
         size = room.f_bavail * room.f_bsize - leave
-        with (self.path / "filling").open("wb") as file:
+        # An agent may have taken some of it meanwhile.
+        with contextlib.suppress(OSError), (self.path / "filling").open("wb", buffering=0) as file:
             file.write(bytes(size))
 
     def free(self) -> None:
