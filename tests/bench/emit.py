@@ -112,6 +112,7 @@ def add(benches: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--burst", type=number, default=50, help="records between two pauses (default: 50)")
     parser.add_argument("--pause", type=float, default=0.005, help="seconds of a pause (default: 0.005)")
     parser.add_argument("--seconds", type=float, default=10.0, help="most that one handler may take for a round (default: 10)")
+    parser.add_argument("--state", default="", help="only the states that have this in their names, such as killed")
     add_bootstrap(parser)
     parser.set_defaults(run=run)
 
@@ -127,6 +128,8 @@ def run(arguments: argparse.Namespace) -> int:
             "Kafka is away": (NOBODY, None),
         }
         for place, (state, (bootstrap, spoil)) in enumerate(states.items()):
+            if arguments.state not in state:
+                continue
             with in_state(directory / str(place), bootstrap, topic, spoil) as agent:
                 where = Place(str(agent.socket), str(agent.directory / "app.log"), bootstrap, topic)
                 taken = measure_in_turn(where, arguments)
