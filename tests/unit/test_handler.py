@@ -1346,8 +1346,8 @@ def mask(task):
     return {{number for number in signal.valid_signals() if int(blocked.split()[1], 16) >> number - 1 & 1}}
 helper, = set(os.listdir("/proc/self/task")) - {{str(os.getpid())}}
 end = time.monotonic() + 10
-while not (signal.SIGTERM in mask(helper) and signal.SIGSEGV not in mask(helper)):  # a thread that has not begun blocks all
-    assert time.monotonic() < end, mask(helper)
+while not (signal.SIGTERM in (blocked := mask(helper)) and signal.SIGSEGV not in blocked):
+    assert time.monotonic() < end, blocked  # a thread that has not begun blocks all, then none, then all but faults
 os.kill(os.getpid(), signal.SIGTERM)
 assert signal.SIGTERM in signal.sigpending()
 assert signal.sigwait([signal.SIGTERM]) == signal.SIGTERM
