@@ -6,7 +6,7 @@ and encoding it. A name that the record has itself then stands twice; JSON parse
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -15,13 +15,12 @@ from forwarder.redact import Rule, redaction
 from forwarder.route import Prepare
 
 
-def pipeline(fields: Mapping[str, Any], redact: Sequence[Rule]) -> Prepare | None:
-    """One function doing it all, or None when there is nothing to do."""
+def pipeline(fields: Mapping[str, Any], redact: Iterable[Rule]) -> Prepare | None:
+    """One function doing it all, in order, or None when there is nothing to do."""
     steps: list[Prepare] = []
     if fields:
         steps.append(splice(fields))
-    if redact:
-        steps.append(redaction(redact))
+    steps += map(redaction, redact)
     if not steps:
         return None
     if len(steps) == 1:

@@ -12,7 +12,7 @@ import signal
 import string
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -20,7 +20,6 @@ import msgspec
 
 from forwarder.route import Prepare
 
-REDACTED = "[redacted]"
 TINY, SMALL, LARGE = 32, 1024, 8192
 """Bytes of the records that a pattern is tried with."""
 MOST_GROWTH = 24
@@ -88,19 +87,8 @@ READYMADE = {
 }
 
 
-def redaction(rules: Iterable[Rule]) -> Prepare:
-    """A function that takes out what the rules say, in their order."""
-    steps = [_step(rule) for rule in rules]
-
-    def run(records: list[bytes]) -> list[bytes]:
-        for step in steps:
-            records = step(records)
-        return records
-
-    return run
-
-
-def _step(rule: Rule) -> Prepare:
+def redaction(rule: Rule) -> Prepare:
+    """A function that takes out what the rule says."""
     replacement = rule.replace.encode()
     if rule.name is None:
         substitute = re.compile((rule.pattern or "").encode()).sub

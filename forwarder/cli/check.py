@@ -13,7 +13,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from forwarder.cli.common import WRONG_CONFIGURATION, add_config_option, load_with_origin
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import msgspec
     from confluent_kafka import KafkaError
     from confluent_kafka.admin import AdminClient
+    from confluent_kafka.admin._acl import AclOperation
     from confluent_kafka.admin._metadata import ClusterMetadata
 
     from forwarder.configload import Loaded
@@ -210,8 +211,14 @@ def _wrong_for_transactions(admin: AdminClient, settings: Config) -> Iterator[st
         if error.args[0].code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
             yield lacking
     else:
-        if allowed and not {"READ", "ALL"} & {operation.name for operation in allowed}:
+        if _lacks(allowed, "READ"):
             yield lacking
+
+
+def _lacks(allowed: Iterable[AclOperation] | None, right: str) -> bool:
+    """Whether the broker has said what is allowed, and `right` is not."""
+    names = {operation.name for operation in allowed or ()}
+    return bool(names) and not names & {right, "ALL"}
 
 
 def _wrong_topics(admin: AdminClient, cluster: ClusterMetadata, names: list[str], *, read: bool) -> dict[str, str]:
@@ -239,8 +246,8 @@ def _wrong_topics(admin: AdminClient, cluster: ClusterMetadata, names: list[str]
             }
             wrong[name] = refusals.get(code, f"cannot be looked at: {error.args[0].str()}")
         else:
-            if allowed and not {"WRITE", "ALL"} & {operation.name for operation in allowed}:
+            if _lacks(allowed, "WRITE"):
                 wrong[name] = "may not be written; give this user WRITE on it"
-            elif allowed and read and not {"READ", "ALL"} & {operation.name for operation in allowed}:
+            elif read and _lacks(allowed, "READ"):
                 wrong[name] = "may not be read, as exactly-once needs; give this user READ on it"
     return wrong

@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,8 @@ from tests.harness import process
 from tests.harness.agent import Agent
 from tests.harness.kafka import Kafka, Topics
 
+NOBODY = "127.0.0.1:9"
+"""Where no Kafka is."""
 ASK_SECONDS = 0.1
 """How often an agent is asked for its progress: a request costs it half a millisecond."""
 WATCH_SECONDS = 0.02
@@ -107,17 +109,22 @@ def reap(pid: int, begun: float) -> Cost:
 
 
 def finish_agent(agent: Agent, topic: str, records: int, begun: float) -> Cost:
-    """Wait until the agent has delivered `records`, end it, and say what it cost from its start to its end.
+    """As `finish`; the agent itself says how many records it has delivered."""
+    return finish(agent.pid, lambda: int(agent.status()["kafka"]["delivered"].get(topic, 0)), records, begun)
+
+
+def finish(pid: int, delivered: Callable[[], int], records: int, begun: float) -> Cost:
+    """Wait until a process has delivered `records`, end it, and say what it cost from its start to its end.
 
     The wall time is that of the delivery.
     """
-    while (delivered := agent.status()["kafka"]["delivered"].get(topic, 0)) < records:
+    while (count := delivered()) < records:
         if time.monotonic() - begun > LONGEST_ROUND:
-            raise SystemExit(f"after {LONGEST_ROUND:g} s the agent had delivered {delivered} of {records} records")
+            raise SystemExit(f"after {LONGEST_ROUND:g} s {count} of {records} records were delivered")
         time.sleep(ASK_SECONDS)
     wall = time.monotonic() - begun
-    agent.signal(signal.SIGTERM)
-    return reap(agent.pid, begun)._replace(wall=wall)
+    os.kill(pid, signal.SIGTERM)
+    return reap(pid, begun)._replace(wall=wall)
 
 
 def check_arrival(who: str, arrived: int, sent: int) -> bool:

@@ -55,8 +55,8 @@ def write_lines(path: Path, count: int, size: int = USUAL_BYTES) -> int:
         return file.tell()
 
 
-def write_text(path: Path, lines: int) -> int:
-    """A file of at least `lines` lines of text, some of them tracebacks; returns how many records it holds."""
+def write_text(path: Path, lines: int) -> tuple[int, int]:
+    """A file of at least `lines` lines of text, some of them tracebacks; returns how many lines and records it holds."""
     records = written = 0
     with path.open("wb") as file:
         for record in _text():
@@ -64,7 +64,7 @@ def write_text(path: Path, lines: int) -> int:
             records += 1
             written += record.count(b"\n")
             if written >= lines:
-                return records
+                return written, records
     raise AssertionError("text never ends")
 
 

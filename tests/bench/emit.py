@@ -32,11 +32,10 @@ from typing import Any, NamedTuple
 from confluent_kafka import Producer
 
 from forwarder import JSONFormatter, SocketHandler
-from tests.bench.common import add_bootstrap, broker, new_topic, number, print_table, workplace
+from tests.bench.common import NOBODY, add_bootstrap, broker, new_topic, number, print_table, workplace
 from tests.harness.agent import Agent
 from tests.harness.wait import eventually
 
-NOBODY = "127.0.0.1:9"
 MOST_P999 = 1000.0
 """Microseconds that 999 of 1000 of our calls may take, in any state."""
 OURS, FILE = "forwarder.SocketHandler", "WatchedFileHandler"

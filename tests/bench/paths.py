@@ -26,6 +26,7 @@ import confluent_kafka
 from forwarder.redact import READYMADE
 from tests.bench import peers
 from tests.bench.common import (
+    NOBODY,
     Cost,
     add_options,
     arrived,
@@ -43,7 +44,6 @@ from tests.bench.senders import Dialect, sending
 from tests.harness.agent import Agent
 from tests.harness.kafka import Topics
 
-NOBODY = "127.0.0.1:9"
 LEAST_SPEED = 0.8
 """Of kcat's records a second: what a tailed file should reach."""
 MOST_OF_PEERS = 0.5
@@ -141,9 +141,7 @@ def write_inputs(directory: Path, records: int, wanted: set[str]) -> dict[str, I
     for name in wanted:
         path = directory / f"{name.replace(' ', '')}.log"
         if name == TEXT:
-            inputs[name] = Input(path, records, write_text(path, records), path.stat().st_size)
-            lines = path.read_bytes().count(b"\n")
-            inputs[name] = inputs[name]._replace(lines=lines)
+            inputs[name] = Input(path, *write_text(path, records), path.stat().st_size)
         else:
             lines = max(records * USUAL_BYTES // max(SIZES[name], USUAL_BYTES), 1)
             inputs[name] = Input(path, lines, lines, write_lines(path, lines, SIZES[name]))

@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-import signal
 import string
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.bench.common import LONGEST_ROUND, Cost, arrived, reap
+from tests.bench.common import Cost, arrived, finish, reap
 from tests.bench.senders import Dialect, sending
 from tests.harness.kafka import Topics
 from tests.harness.wait import eventually
@@ -26,7 +25,6 @@ KCAT, RSYSLOG, SYSLOG_NG = "kcat", "rsyslog", "syslog-ng"
 PACKAGES = {KCAT: "kcat", RSYSLOG: "rsyslog rsyslog-kafka", SYSLOG_NG: "syslog-ng-core syslog-ng-mod-rdkafka"}
 _COMMANDS = {KCAT: "kcat", RSYSLOG: "rsyslogd", SYSLOG_NG: "syslog-ng"}
 _ADMIN_PATH = "/usr/sbin:/usr/local/sbin"
-ASK_SECONDS = 0.2
 
 _INPUTS = {
     (RSYSLOG, "file"): 'module(load="imfile" mode="inotify")\n'
@@ -67,7 +65,7 @@ def daemon_file(peer: str, kafka: Topics, topic: str, path: Path, records: int, 
     """A daemon that follows the file, until all of it is in Kafka."""
     begun = time.monotonic()
     with running(peer, "file", kafka, topic, path, directory) as process:
-        return finish(process, kafka, topic, records, begun)
+        return finish(process.pid, lambda: _deliveries(process, kafka, topic), records, begun)
 
 
 def daemon_socket(peer: str, kafka: Topics, topic: str, connections: int, records: int, directory: Path) -> Cost:
@@ -76,7 +74,7 @@ def daemon_socket(peer: str, kafka: Topics, topic: str, connections: int, record
     with running(peer, "socket", kafka, topic, path, directory) as process:
         eventually(path.is_socket, 30, f"{peer} to listen")
         with sending(Dialect.PLAIN, path, connections, records):
-            return finish(process, kafka, topic, records, time.monotonic())
+            return finish(process.pid, lambda: _deliveries(process, kafka, topic), records, time.monotonic())
 
 
 @contextlib.contextmanager
@@ -105,14 +103,8 @@ def _command(peer: str, config: Path, directory: Path) -> Sequence[str]:
     return [command, "-F", "-f", str(config), *files, "--no-caps"]
 
 
-def finish(process: subprocess.Popen[bytes], kafka: Topics, topic: str, records: int, begun: float) -> Cost:
-    """Wait until so many records are in Kafka, end the process, and say what it cost; the wall time is that of the delivery."""
-    while arrived(kafka, topic) < records:
-        if process.poll() is not None:
-            raise SystemExit(f"{process.args!r} ended with {process.returncode}")
-        if time.monotonic() - begun > LONGEST_ROUND:
-            raise SystemExit(f"after {LONGEST_ROUND:g} s {arrived(kafka, topic)} of {records} records had arrived")
-        time.sleep(ASK_SECONDS)
-    wall = time.monotonic() - begun
-    process.send_signal(signal.SIGTERM)
-    return reap(process.pid, begun)._replace(wall=wall)
+def _deliveries(process: subprocess.Popen[bytes], kafka: Topics, topic: str) -> int:
+    """Which end with the process."""
+    if process.poll() is not None:
+        raise SystemExit(f"{process.args!r} ended with {process.returncode}")
+    return arrived(kafka, topic)

@@ -11,12 +11,11 @@ import statistics
 import time
 from typing import Any, NamedTuple
 
-from tests.bench.common import add_bootstrap, broker, new_topic, number, print_table, workplace
+from tests.bench.common import NOBODY, add_bootstrap, broker, new_topic, number, print_table, workplace
 from tests.bench.data import write_lines
 from tests.bench.idle import SETTLE_SECONDS, uses
 from tests.harness.agent import Agent
 
-NOBODY = "127.0.0.1:9"
 MOST_READY, MOST_MEMORY, MOST_CPU = 0.5, 40.0, 0.1
 """Seconds from exec, megabytes, percent of a core with Kafka there."""
 

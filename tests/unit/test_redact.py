@@ -49,7 +49,7 @@ SECRETS = {
 
 
 def take_out(name: str, text: str) -> str:
-    return redaction([Rule(name, None, "*")])([text.encode()])[0].decode()
+    return redaction(Rule(name, None, "*"))([text.encode()])[0].decode()
 
 
 @pytest.mark.parametrize(("name", "text", "left"), TAKEN_OUT)
@@ -92,7 +92,7 @@ def test_none_of_them_takes_long_whatever_a_record_holds(name: str) -> None:
 def test_what_is_taken_out_once_is_not_there_again(texts: list[str]) -> None:
     records = [text.encode() for text in texts]
     for name in ("jwt", "aws-key", "ipv4"):
-        left = redaction([Rule(name, None, "*")])(records)
+        left = redaction(Rule(name, None, "*"))(records)
         assert len(left) == len(records)
         assert not any(re.search(READYMADE[name].pattern, record) for record in left)
 
@@ -131,5 +131,6 @@ def test_a_pattern_that_is_fast_enough_is_taken(pattern: str) -> None:
 def test_a_record_of_a_megabyte_is_through_in_no_time(text: str, more: str) -> None:
     record = (text + more * (1 << 20) if more else text * (1 << 20)).encode()[: 1 << 20]
     begun = time.thread_time()
-    redaction([Rule(name, None, "*") for name in READYMADE])([record])
+    for name in READYMADE:
+        (record,) = redaction(Rule(name, None, "*"))([record])
     assert time.thread_time() - begun < 10
